@@ -1,0 +1,1 @@
+"""The TOML configuration: model, loading with every problem at once, live reload."""
