@@ -66,12 +66,13 @@ class Coordinator(Protocol):
         self,
         outcome: Outcome,
         open_artifact: Callable[[ArtifactFile], Path],
-        log: Path | None,
+        log: Path,
     ) -> None:
         """Submit the outcome once; return when it is final at the coordinator.
 
         A 409 (already final) is success. `open_artifact` gives the path of an
-        artifact's stored bytes; `log` is the execution log, sent first. Raises
+        artifact's stored bytes; `log` is the execution log, sent first where it
+        exists. Raises
         RefusedError when this outcome will never be taken, JobGoneError when the
         coordinator does not know the job any more.
         """
@@ -109,6 +110,10 @@ class Workspace(Protocol):
 
     def mark_delivered(self, outcome: Outcome) -> None:
         """Make durable that the coordinator has it, and drop the inputs."""
+        ...
+
+    def mark_dropped(self, outcome: Outcome, reason: str) -> None:
+        """Note that nobody will take the outcome; it is kept for the owner."""
         ...
 
     def forget(self) -> None:
@@ -159,6 +164,14 @@ class Watch(Protocol):
 
     def check(self) -> None:
         """Raise JobError when the job has to stop."""
+        ...
+
+
+class LeaseWatch(Watch, Protocol):
+    """A watch that also guards the job's lease."""
+
+    def lease(self, lease: Lease) -> None:
+        """Take note of a granted or renewed lease."""
         ...
 
 
