@@ -1,0 +1,1 @@
+"""What holds a payload in: cgroups, limits, namespaces. Decides nothing."""
