@@ -15,6 +15,7 @@ RULES = Rules(
 
 
 def manifest(runner: str = "cli", allow: tuple[str, ...] = ()) -> Manifest:
+    """Give a small valid manifest."""
     return Manifest(
         job_id="j", runner=runner, timeout_s=1, command="echo", network_allow=allow
     )
