@@ -10,7 +10,10 @@ Siblings differ by what the caller can do about them::
     │   ├─ JobGoneError        the job is no longer ours: drop it
     │   └─ RefusedError        the call is wrong and stays wrong: never repeat it
     ├─ ConfigError         the TOML cannot be used; carries every problem
+    ├─ IdentityError       the node's key cannot be used until a person acts
     └─ WorkspaceError      the job's directory cannot be trusted or used
+        ├─ WorkspaceBusyError  another process holds the job's lock
+        └─ AttemptHereError    this attempt, or a later one, is here already
 
 Nothing here does I/O; adapters translate foreign exceptions into these.
 """
@@ -150,3 +153,24 @@ class ConfigError(MinerError):
 
 class WorkspaceError(MinerError):
     """A job's directory is missing, foreign, damaged or not writable."""
+
+
+class WorkspaceBusyError(WorkspaceError):
+    """Another process holds the job's lock: it is at work, or about to end."""
+
+
+class AttemptHereError(WorkspaceError):
+    """The claimed attempt, or a later one, is on disk; the fields say how far it is."""
+
+    def __init__(
+        self, job_id: str, *, attempt: int, state: str, delivered: bool
+    ) -> None:
+        super().__init__(f"attempt {attempt} of {job_id} is here already, in {state}")
+        self.job_id = job_id
+        self.attempt = attempt
+        self.state = state
+        self.delivered = delivered
+
+
+class IdentityError(MinerError):
+    """The node's key file cannot be used; never answered by making a new key."""

@@ -1,0 +1,289 @@
+"""All jobs' directories under one root: claimed, locked, looked at, taken away.
+
+Layout of `<root>/<job-id>/`::
+
+    job.json      the claim: manifest, origin, reservation; durable before the ack
+    state.json    the state with its history; durable where a promise needs it
+    outcome.json  what happened; durable before anyone is told
+    lock          flock held as long as the job's process lives
+    input/ work/ output/ logs/ .artifacts/    the bytes
+    .control.json what the daemon tells a running job
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from aitbc_aps_miner.errors import (
+    AttemptHereError,
+    WorkspaceBusyError,
+    WorkspaceError,
+)
+from aitbc_aps_miner.jobdir import (
+    CONTROL,
+    DROP_BUDGET_S,
+    FOLDERS,
+    Workspace,
+    discard,
+    explained,
+    first_record,
+    load_record,
+    moment_of,
+    process_facts,
+    read_control,
+    to_bytes,
+)
+from aitbc_aps_miner.jobrecord import Claim, Record, without_secrets
+from aitbc_aps_miner.models import Manifest, Origin, Reservation
+from aitbc_aps_miner.ports import Clock
+from aitbc_aps_miner.util import fs
+
+__all__ = ["StoredJob", "Workspace", "Workspaces", "read_control"]
+
+_JOB_ID = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_CLAIMING = ".claim."
+_STALE_CLAIM_S = 600
+"""No claim takes this long: its process is dead."""
+_LOCK_TRIES = 5
+"""A scan holds a lock for microseconds to see whether it is free."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredJob:
+    """What a scan found of one job."""
+
+    job_id: str
+    record: Record | None
+    """None when `damaged`."""
+    outcome_recorded: bool = False
+    lock_held: bool = False
+    """Its process lives; not asked for delivered jobs, nothing depends on it there."""
+    damaged: str | None = None
+
+    @property
+    def delivered(self) -> bool:
+        """Whether the coordinator has the outcome, or never will."""
+        record = self.record
+        return record is not None and (
+            record.delivered_at is not None or record.dropped is not None
+        )
+
+
+class Workspaces:
+    """All jobs' directories under one root."""
+
+    def __init__(self, root: Path, clock: Clock) -> None:
+        self.root = root
+        self._clock = clock
+
+    def claim(
+        self, manifest: Manifest, raw: Any, origin: Origin, reservation: Reservation
+    ) -> Workspace:
+        """Make the job's directory and its job.json durable, and lock it.
+
+        A later attempt replaces what is here of an earlier one; whoever claims it
+        has ended the earlier one's processes. Raises AttemptHereError,
+        WorkspaceBusyError when the earlier attempt is alive, WorkspaceError when it
+        cannot be stored.
+        """
+        job_id = _checked(manifest.job_id)
+        now = moment_of(self._clock)
+        manifest_json, secret_names = without_secrets(raw)
+        claim = Claim(
+            job_id=job_id,
+            attempt=manifest.attempt,
+            raw=manifest_json,
+            secret_names=secret_names,
+            origin=origin,
+            reservation=reservation,
+            claimed_at=now.text,
+        )
+        with explained(f"cannot claim {job_id}"):
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._refuse_repeat(claim)
+            return self._make(claim, first_record(claim, now, process_facts()))
+
+    def open(self, job_id: str) -> Workspace:
+        """Lock a job's directory. Raises WorkspaceBusyError or WorkspaceError."""
+        path = self.root / _checked(job_id)
+        with explained(f"cannot open {job_id}"):
+            lock_fd = self._lock(path)
+            try:
+                return Workspace(path, lock_fd, load_record(path), self._clock)
+            except BaseException:
+                os.close(lock_fd)
+                raise
+
+    def names(self) -> Iterator[str]:
+        """Give the ids of all jobs that have a directory, in no order."""
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.root) as entries:
+            for entry in entries:
+                if _JOB_ID.fullmatch(entry.name):
+                    yield entry.name
+
+    def scan(self) -> Iterator[StoredJob]:
+        """Look at every job; one small read each for those delivered."""
+        for job_id in self.names():
+            found = self.find(job_id)
+            if found is not None:
+                yield found
+
+    def find(self, job_id: str) -> StoredJob | None:
+        """Look at one job; None when it has no directory."""
+        path = self.root / _checked(job_id)
+        try:
+            record = load_record(path)
+        except FileNotFoundError:
+            # Without job.json it is no claim of ours, or it went away meanwhile.
+            return _damaged(job_id, "job.json is missing") if path.exists() else None
+        except (OSError, ValueError) as exc:
+            return _damaged(job_id, str(exc))
+        found = StoredJob(job_id=job_id, record=record, outcome_recorded=True)
+        if found.delivered:
+            return found
+        return replace(
+            found,
+            outcome_recorded=(path / "outcome.json").exists(),
+            lock_held=self._is_locked(path),
+        )
+
+    def remove(self, job_id: str, *, budget_s: float = DROP_BUDGET_S) -> bool:
+        """Remove a job's directory, damaged or not; whether all of it is gone.
+
+        Its name is free in any case. Raises WorkspaceBusyError when it is in use.
+        """
+        path = self.root / _checked(job_id)
+        with explained(f"cannot remove {job_id}"), contextlib.ExitStack() as stack:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                stack.callback(os.close, self._lock(path))
+            return self._discard(path, budget_s=budget_s)
+
+    def tidy(self, *, budget_s: float) -> bool:
+        """Delete what removals and dead claims left; whether nothing is left."""
+        with explained("cannot tidy up"):
+            for path in self.root.glob(f"{_CLAIMING}*"):
+                with contextlib.suppress(FileNotFoundError):
+                    age_s = self._clock.realtime() - path.lstat().st_mtime
+                    if age_s > _STALE_CLAIM_S:
+                        self._discard(path, budget_s=0)
+            return fs.empty_trash(
+                self._trash, budget_s=budget_s, monotonic=self._clock.monotonic
+            )
+
+    def write_control(self, job_id: str, control: Mapping[str, Any]) -> None:
+        """Tell a running job: `cancel`, `limits`; keys not named stay as they are."""
+        path = self.root / _checked(job_id)
+        with explained(f"cannot reach {job_id}"), fs.opened(path) as dir_fd:
+            fcntl.flock(dir_fd, fcntl.LOCK_EX)  # two ticks may speak at once
+            merged = {**read_control(path), **control}
+            fs.replace(CONTROL, json.dumps(merged).encode(), dir_fd=dir_fd)
+
+    @property
+    def _trash(self) -> Path:
+        return self.root / fs.TRASH
+
+    def _discard(self, path: Path, *, budget_s: float = DROP_BUDGET_S) -> bool:
+        return discard(path, self._trash, self._clock, budget_s=budget_s)
+
+    def _refuse_repeat(self, claim: Claim) -> None:
+        found = self.find(claim.job_id)
+        if found is None:
+            return
+        if found.record is None:
+            raise WorkspaceError(f"{claim.job_id} is damaged: {found.damaged}")
+        if found.record.attempt >= claim.attempt:
+            raise AttemptHereError(
+                claim.job_id,
+                attempt=found.record.attempt,
+                state=found.record.state,
+                delivered=found.delivered,
+            )
+        self.remove(claim.job_id, budget_s=0)
+
+    def _make(self, claim: Claim, record: Record) -> Workspace:
+        """Build the directory under a name of ours, then give it the job's name.
+
+        A crash on the way leaves no half workspace, and of two processes that claim
+        the same job one is refused by the rename.
+        """
+        path = self.root / claim.job_id
+        draft = self.root / f"{_CLAIMING}{claim.job_id}.{secrets.token_hex(4)}"
+        draft.mkdir(mode=0o700)
+        lock_fd = -1
+        try:
+            for folder in FOLDERS:
+                (draft / folder).mkdir(mode=0o700)
+            lock_fd = os.open(draft / "lock", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fs.replace(draft / "state.json", to_bytes(record.to_json()))
+            fs.write_durable(draft / "job.json", to_bytes(claim.to_json()))
+            draft.rename(path)
+            fs.fsync_dir(self.root)
+            return Workspace(path, lock_fd, record, self._clock)
+        except BaseException as exc:
+            if lock_fd >= 0:
+                os.close(lock_fd)
+            with contextlib.suppress(OSError):
+                self._discard(draft)
+            if isinstance(exc, OSError) and exc.errno in {
+                errno.ENOTEMPTY,
+                errno.EEXIST,
+            }:
+                raise WorkspaceBusyError(f"{claim.job_id} was just claimed") from exc
+            raise
+
+    def _lock(self, path: Path) -> int:
+        """Take the job's lock; the caller closes the descriptor."""
+        with fs.opened(path) as dir_fd:
+            lock_fd = fs.open_beneath(dir_fd, "lock", os.O_RDWR)
+            try:
+                self._flock(lock_fd, path.name)
+                _refuse_replaced(dir_fd, path)
+            except BaseException:
+                os.close(lock_fd)
+                raise
+        return lock_fd
+
+    def _flock(self, lock_fd: int, job_id: str) -> None:
+        for left in reversed(range(_LOCK_TRIES)):
+            try:
+                return fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as exc:
+                if not left:
+                    raise WorkspaceBusyError(f"{job_id} is in use") from exc
+            self._clock.sleep(0.005)
+        raise AssertionError  # pragma: no cover - the last round returns or raises
+
+    def _is_locked(self, path: Path) -> bool:
+        try:
+            with fs.opened(path / "lock", os.O_RDWR | os.O_NOFOLLOW) as lock_fd:
+                fcntl.flock(lock_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+
+def _refuse_replaced(dir_fd: int, path: Path) -> None:
+    """Raise when the directory was taken away before its lock was ours."""
+    if not os.path.samestat(os.fstat(dir_fd), path.lstat()):
+        raise WorkspaceBusyError(f"{path.name} was just replaced")
+
+
+def _damaged(job_id: str, reason: str) -> StoredJob:
+    return StoredJob(job_id=job_id, record=None, damaged=reason)
+
+
+def _checked(job_id: str) -> str:
+    if not _JOB_ID.fullmatch(job_id):
+        raise WorkspaceError(f"{job_id[:200]!r} is not a job id")
+    return job_id
