@@ -5,59 +5,51 @@ are the business of the modules beside this one. The README's reference and
 config.toml.example are made from these descriptions.
 """
 
-import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
-    PlainSerializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from aitbc_aps_miner.config.values import (
+    Duration,
+    FilePath,
+    Host,
+    HttpUrl,
+    Listen,
+    NodeId,
+    SecretRef,
+    Target,
+    check_own_directory,
 )
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)")
-_UNIT_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
-
-def parse_duration(value: object) -> object:
-    """Turn "24h", "500ms" or a number of seconds into seconds."""
-    if isinstance(value, str):
-        match = _DURATION.fullmatch(value.strip())
-        if match is None:
-            raise ValueError('must be seconds or a duration like "90s", "24h", "7d"')
-        return float(match[1]) * _UNIT_S[match[2]]
-    return value
-
-
-def _check_http_url(value: str) -> str:
-    if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", value):
-        raise ValueError("must be an http:// or https:// URL without query")
-    return value.rstrip("/")
-
-
-def _check_listen(value: str) -> str:
-    if value and not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^\s:]+):\d{1,5}", value):
-        raise ValueError('must be "host:port", or "" to switch it off')
-    return value
-
-
-Duration = Annotated[
-    float, BeforeValidator(parse_duration), Field(ge=0, le=10 * 365 * 86400)
-]
-"""Seconds; in the file also "90s", "24h", "7d"."""
-
-HttpUrl = Annotated[str, AfterValidator(_check_http_url)]
-Listen = Annotated[str, AfterValidator(_check_listen)]
-FilePath = Annotated[Path, PlainSerializer(str, return_type=str)]
+def _clash(keys: tuple[str, ...], expected: str, remedy: str) -> PydanticCustomError:
+    """Two keys of a section that do not fit; the first is the one to be shown."""
+    context: dict[str, Any] = {"keys": keys, "expected": expected, "remedy": remedy}
+    return PydanticCustomError("clash", "must be {expected}", context)
 
 
 class Section(BaseModel):
-    """Base of every section: frozen, strict about unknown keys."""
+    """Base of every section: frozen, strict about types and unknown keys.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    Strict, because `enable = "no"` must not quietly become a truth. List fields say
+    `strict=False`: TOML has arrays, the model tuples.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        strict=True,
+        allow_inf_nan=False,
+    )
 
 
 class Daemon(Section):
@@ -80,7 +72,7 @@ class Coordinator(Section):
     base_url: HttpUrl = Field(
         description="URL with the API prefix, https://host/api/v1"
     )
-    auth_token: str = Field(
+    auth_token: SecretRef = Field(
         "env:MINER_AUTH",
         repr=False,
         description='bootstrap token: "env:NAME", "file:/path", or the token itself',
@@ -91,12 +83,32 @@ class Coordinator(Section):
     )
     timeout_s: Duration = Field(20, gt=0, description="limit of one call")
 
+    @model_validator(mode="after")
+    def _ca_needs_verification(self) -> Self:
+        if self.ca_file is not None and not self.tls_verify:
+            raise _clash(
+                ("ca_file", "tls_verify"),
+                "absent while tls_verify is false",
+                "set tls_verify = true to trust this CA, or remove ca_file",
+            )
+        return self
+
 
 class Backoff(Section):
     """[heartbeat.backoff] Pause after failed heartbeats, doubled each time."""
 
     min_s: Duration = Field(5, gt=0, description="first pause")
     max_s: Duration = Field(120, gt=0, description="longest pause")
+
+    @model_validator(mode="after")
+    def _min_is_not_above_max(self) -> Self:
+        if self.min_s > self.max_s:
+            raise _clash(
+                ("min_s", "max_s"),
+                f"at most max_s, which is {self.max_s:g}",
+                "lower min_s or raise max_s",
+            )
+        return self
 
 
 class Heartbeat(Section):
@@ -144,7 +156,9 @@ class CliRunner(Section):
 
     enable: bool = Field(True, description="take jobs with runner = cli")
     allowlist_files: tuple[FilePath, ...] = Field(
-        (), description="YAML or TOML files, one command each, named after the file"
+        (),
+        strict=False,
+        description="YAML or TOML files, one command each, named after the file",
     )
     allowlist_dir: FilePath | None = Field(
         None, description="directory of such files (*.yaml, *.yml, *.toml)"
@@ -156,7 +170,9 @@ class PythonRunner(Section):
 
     enable: bool = Field(True, description="take jobs with runner = python")
     task_paths: tuple[FilePath, ...] = Field(
-        (), description="directories that hold the package `tasks`, or its modules"
+        (),
+        strict=False,
+        description="directories that hold the package `tasks`, or its modules",
     )
     venv: FilePath | None = Field(
         None, description="virtual environment that tasks run in; default the miner's"
@@ -196,7 +212,7 @@ class Resources(Section):
 class WorkspaceSection(Section):
     """[workspace] Where jobs live and how long their files stay."""
 
-    root: FilePath = Field(
+    root: Annotated[FilePath, AfterValidator(check_own_directory)] = Field(
         Path("/var/lib/aitbc/miner/jobs"), description="directory of all workspaces"
     )
     keep_success: Duration = Field(
@@ -209,6 +225,16 @@ class WorkspaceSection(Section):
     disk_low_pct: float = Field(
         80, gt=0, le=100, description="disk use at which pulls go on"
     )
+
+    @model_validator(mode="after")
+    def _low_is_not_above_high(self) -> Self:
+        if self.disk_low_pct > self.disk_high_pct:
+            raise _clash(
+                ("disk_low_pct", "disk_high_pct"),
+                f"at most disk_high_pct, which is {self.disk_high_pct:g}",
+                "lower disk_low_pct or raise disk_high_pct",
+            )
+        return self
 
 
 class Logging(Section):
@@ -238,11 +264,15 @@ class Status(Section):
 class Network(Section):
     """[network] Where inputs may come from and what jobs may reach."""
 
-    inputs: tuple[str, ...] = Field(
-        ("*",), description="hosts of input URLs; *.name takes every subdomain"
+    inputs: tuple[Host, ...] = Field(
+        ("*",),
+        strict=False,
+        description="hosts of input URLs; *.name takes every subdomain",
     )
-    jobs: tuple[str, ...] = Field(
-        (), description="host:port that a manifest's network.allow may name"
+    jobs: tuple[Target, ...] = Field(
+        (),
+        strict=False,
+        description="host:port that a manifest's network.allow may name",
     )
     private: bool = Field(
         False,
@@ -289,11 +319,12 @@ class Owner(Section):
 class Config(Section):
     """The whole configuration; one frozen snapshot serves one tick."""
 
-    node_id: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
+    node_id: NodeId = Field(
         description="name of this node at the coordinator",
     )
-    tags: tuple[str, ...] = Field((), description="free words for the coordinator")
+    tags: tuple[str, ...] = Field(
+        (), strict=False, description="free words for the coordinator"
+    )
     coordinator: Coordinator
     daemon: Daemon = Daemon()
     heartbeat: Heartbeat = Heartbeat()
