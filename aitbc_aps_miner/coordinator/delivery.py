@@ -12,6 +12,7 @@ from aitbc_aps_miner.coordinator.retry import check_refused, retrying
 from aitbc_aps_miner.coordinator.text import dumps
 from aitbc_aps_miner.coordinator.transport import Body, Transport
 from aitbc_aps_miner.coordinator.tus import TusUploader
+from aitbc_aps_miner.coordinator.wire import Taken, read_answer
 from aitbc_aps_miner.errors import (
     ErrorCode,
     JobGoneError,
@@ -198,16 +199,22 @@ class Delivery:
     def _post(
         self, path: str, key: str, *, json: Any = None, body: Body | None = None
     ) -> None:
+        def once() -> None:
+            reply = self._transport.call(
+                "POST",
+                path,
+                json=json,
+                body=body,
+                headers={"Idempotency-Key": key},
+                expect=frozenset({_FINAL}),
+            )
+            if reply.status != _FINAL:
+                # A portal's page comes with 200, too: it has not taken anything.
+                read_answer(Taken, reply)
+
         try:
             retrying(
-                lambda: self._transport.call(
-                    "POST",
-                    path,
-                    json=json,
-                    body=body,
-                    headers={"Idempotency-Key": key},
-                    expect=frozenset({_FINAL}),
-                ),
+                once,
                 clock=self._transport.clock,
                 tries=_TRIES,
                 within_s=self._transport.timeout_s,

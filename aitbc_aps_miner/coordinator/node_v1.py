@@ -49,7 +49,7 @@ _NOT_OURS_OR_UNKNOWN = frozenset({404}) | _NOT_OURS
 _NO_CONTENT = 204
 _UPLOADS = frozenset({"uploads", "tus"})
 _QUERY = frozenset({"query", "queries", "jobs"})
-_ACK_TRIES = 4
+_ACK_TRIES = 3
 _PROGRESS_S = 5.0
 """A progress report is worth less than the time of the job that waits for it."""
 _MAX_PAGES = 1000

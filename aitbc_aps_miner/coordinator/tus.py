@@ -26,8 +26,8 @@ _PATCH_BYTES = 64 * READ_BYTES
 _TRIES = 6
 """Failures in a row without one new byte; with the pauses below about 6 s."""
 _PAUSE_S = 0.2
-_OTHER_BYTE = 409
-"""The server is at another byte than we thought: ask it."""
+_ASK_AGAIN = frozenset({409, 423})
+"""At another byte than we thought, or still busy with a PATCH that was cut."""
 
 
 class TusUploader:
@@ -146,7 +146,7 @@ def _is_gone(error: CoordinatorError) -> bool:
 
 def _may_go_on(error: CoordinatorError) -> bool:
     if isinstance(error, RefusedError):
-        return error.status == _OTHER_BYTE
+        return error.status in _ASK_AGAIN
     return may_retry(idempotent=True, error=error)
 
 

@@ -10,6 +10,8 @@ from aitbc_aps_miner.coordinator.answer import Reply
 from aitbc_aps_miner.errors import UnavailableError
 
 _DAY_S = 86400
+_WORD = re.compile(rb"[A-Za-z][A-Za-z .!_-]{0,30}")
+"""`OK`, `accepted`, `true`: no page of a proxy or portal looks like this."""
 _MAX_LIST = 10_000
 
 
@@ -23,10 +25,12 @@ AnswerT = TypeVar("AnswerT", bound=_Answer)
 
 
 def read_answer(shape: type[AnswerT], reply: Reply) -> AnswerT:
-    """Give an answer in its shape. Raises UnavailableError when it is another one."""
-    value = reply.json()
-    if value is None or isinstance(value, str | bool):
-        # A coordinator of the specification alone says no more than "ok".
+    """Give an answer in its shape. Raises UnavailableError when it is another one.
+
+    A coordinator of the specification alone may say no more than a word, or nothing.
+    """
+    value = {} if _WORD.fullmatch(reply.body.strip()) else reply.json()
+    if value is None or isinstance(value, str):
         value = {}
     if isinstance(value, dict):
         value = {key: each for key, each in value.items() if each is not None}
@@ -81,6 +85,10 @@ class Leased(_Answer):
     cancel: bool = False
     lease_ttl_s: Seconds | None = None
     lease_expires_at: Time | None = None
+
+
+class Taken(_Answer):
+    """POST /jobs/result and /jobs/fail: nothing in it matters but that it is one."""
 
 
 class Pulled(_Answer):
