@@ -3,6 +3,9 @@
 import tomllib
 
 import pytest
+import tomli_w
+from hypothesis import given
+from hypothesis import strategies as st
 
 from aitbc_aps_miner.config.lines import key_lines, line_of
 
@@ -105,3 +108,33 @@ def test_line_breaks_of_windows_count_once() -> None:
 def test_a_text_may_end_anywhere(text: str) -> None:
     """The last line needs no line break."""
     assert set(key_lines(text).values()) <= {1}
+
+
+_TEXTS = st.text(st.characters(codec="utf-8"))
+_VALUES = st.recursive(
+    st.booleans() | st.integers() | st.floats() | st.datetimes() | _TEXTS,
+    lambda inner: st.lists(inner) | st.dictionaries(_TEXTS, inner),
+    max_leaves=20,
+)
+
+
+def paths(
+    value: object, path: tuple[str | int, ...] = ()
+) -> set[tuple[str | int, ...]]:
+    """Give the path of everything inside a value."""
+    items: list[tuple[str | int, object]] = []
+    if isinstance(value, dict):
+        items = list(value.items())
+    elif isinstance(value, list):
+        items = list(enumerate(value))
+    inside = [paths(item, (*path, name)) for name, item in items]
+    return {path}.union(*inside)
+
+
+@given(st.dictionaries(_TEXTS, _VALUES), st.booleans())
+def test_nothing_of_any_document_is_missed(
+    data: dict[str, object], multiline: bool
+) -> None:
+    """The scanner finds what the parser finds, no more and no less."""
+    text = tomli_w.dumps(data, multiline_strings=multiline)
+    assert set(key_lines(text)) == paths(tomllib.loads(text)) - {()}

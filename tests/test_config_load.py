@@ -348,3 +348,15 @@ def test_any_values_load_or_are_explained(name: str, value: object) -> None:
     assert loads_or_is_explained(
         tomli_w.dumps({name: value, "sweep": {"interval_s": -1}})
     )
+
+
+def test_the_identity_lies_beside_the_workspaces_unless_named() -> None:
+    """It must survive when workspaces are swept."""
+    found = [
+        load_text(GOOD + extra, {}).identity_path
+        for extra in (
+            '[workspace]\nroot = "/a/jobs"',
+            '[security]\nidentity_file = "/k"',
+        )
+    ]
+    assert found == [Path("/a/identity.key"), Path("/k")]

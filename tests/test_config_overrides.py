@@ -90,6 +90,7 @@ def test_an_unknown_variable_is_a_problem(name: str, expected: str) -> None:
     [
         ("soon", '"soon"'),
         ("1\nnode_id = 2", '"1\\nnode_id = 2"'),
+        ("1\nx = 2", '"1\\nx = 2"'),
         ("\udcff", '"\\udcff"'),
         ("[" * 5000, '"' + "[" * 58 + "…"),
     ],

@@ -7,6 +7,7 @@ sections are named by their kind only.
 import difflib
 import re
 from collections.abc import Callable, Mapping
+from types import NoneType
 from typing import Any
 
 import tomli_w
@@ -78,8 +79,9 @@ def kind_of(value: Any) -> str:
         str: "a text",
         list: "a list",
         dict: "a section",
+        NoneType: "nothing",
     }
-    return kinds.get(type(value), "a date or time")
+    return kinds.get(type(value), "another kind of value")
 
 
 def _problem(

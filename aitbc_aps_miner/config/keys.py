@@ -24,6 +24,7 @@ _PLAIN: dict[type, str] = {
     float: "number",
     str: "text",
 }
+_UNITS = {"_mb": " in MiB", "_pct": " in percent"}
 _DAY_S, _HOUR_S = 86400, 3600
 
 
@@ -123,10 +124,11 @@ def _tables(
 
 def _key(field: FieldInfo, path: tuple[str, ...], attributes: tuple[str, ...]) -> Key:
     kind, secret, is_text = _kind(field.annotation, field.metadata)
+    unit = next((unit for end, unit in _UNITS.items() if path[-1].endswith(end)), "")
     key = Key(
         path=path,
         attributes=attributes,
-        kind=kind,
+        kind=kind + unit,
         is_text=is_text,
         default=None,
         required=field.is_required(),

@@ -94,8 +94,6 @@ class _Scanner:
             index = self.counts.get(self.table, 0)
             self.counts[self.table] = index + 1
             self.table = (*self.table, index)
-        elif self.table in self.counts:
-            self.table = (*self.table, self.counts[self.table] - 1)
         self._note(self.table, line)
         self.lines[self.table] = line
 
@@ -152,9 +150,7 @@ class _Scanner:
     @staticmethod
     def _names(tokens: Iterator[tuple[str, int]], first: str, end: str) -> list[str]:
         names = [_name(first)]
-        for sign, _ in tokens:
-            if sign == end:
-                break
+        while (sign := next(tokens)[0]) != end:
             if sign != ".":
                 names.append(_name(sign))
         return names

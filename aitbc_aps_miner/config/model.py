@@ -199,7 +199,7 @@ class Resources(Section):
     )
     io_level: int = Field(6, ge=0, le=7, description="I/O priority in its class; live")
     mem_soft_mb: int = Field(
-        16384, ge=0, description="memory of one payload in MiB, 0 = no limit; live"
+        16384, ge=0, description="memory of one payload, 0 = no limit; live"
     )
     max_open_files: int = Field(4096, ge=16, description="RLIMIT_NOFILE of payloads")
     max_log_mb: float = Field(64, gt=0, description="cap of a job's logs/exec.log")
@@ -278,7 +278,7 @@ class Network(Section):
         False,
         description="allow private, loopback and link-local addresses for both",
     )
-    max_input_mb: float = Field(10240, gt=0, description="cap of one input in MiB")
+    max_input_mb: float = Field(10240, gt=0, description="cap of one input")
 
 
 class Results(Section):
