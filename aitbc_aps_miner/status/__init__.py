@@ -1,0 +1,1 @@
+"""Health, readiness, metrics and a page over local HTTP: reads, never decides."""
