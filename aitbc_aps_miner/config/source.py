@@ -78,8 +78,8 @@ class _Look:
 class ConfigSource:
     """Watches one file; a symlink is followed anew at every check.
 
-    Raises ConfigError when the file cannot be used at the start; later on it keeps
-    the last good config and shows the problems. Threads may share it: while one is
+    At the start the file is taken as it stands, and ConfigError raised when it cannot
+    be used; later on the last good config stays and the problems are shown. Threads may share it: while one is
     checking, the others get the snapshot in force.
     """
 
