@@ -79,8 +79,8 @@ class ConfigSource:
     """Watches one file; a symlink is followed anew at every check.
 
     At the start the file is taken as it stands, and ConfigError raised when it cannot
-    be used; later on the last good config stays and the problems are shown. Threads may share it: while one is
-    checking, the others get the snapshot in force.
+    be used; later on the last good config stays and the problems are shown. Threads
+    may share it: while one is checking, the others get the snapshot in force.
     """
 
     def __init__(
