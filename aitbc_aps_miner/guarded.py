@@ -161,23 +161,19 @@ class _Stream(httpcore.NetworkStream):
         timeout: float | None = None,
     ) -> httpcore.NetworkStream:
         try:
-            secure = ssl_context.wrap_socket(
+            self._socket = ssl_context.wrap_socket(
                 self._socket,
                 server_hostname=server_hostname,
                 do_handshake_on_connect=False,
             )
-            stream = _Stream(secure, self._check, self._clock)
-            stream._sliced(secure.do_handshake, timeout)
-        except ssl.SSLCertVerificationError as exc:
-            # No later try will find a better certificate.
-            raise JobError(
-                ErrorCode.E_INPUT, f"{server_hostname}: {exc.verify_message}"
-            ) from exc
-        except TimeoutError as exc:
-            raise httpcore.ConnectTimeout("the TLS handshake takes too long") from exc
+            self._sliced(self._socket.do_handshake, timeout)
         except OSError as exc:
-            raise httpcore.ConnectError(str(exc)) from exc
-        return stream
+            self.close()  # the pool above us forgets a stream that fails here
+            raise _handshake_error(server_hostname, exc) from exc
+        except BaseException:
+            self.close()
+            raise
+        return self
 
     def get_extra_info(self, info: str) -> Any:
         """Give the TLS object for the pool's ALPN; nothing else is known here."""
@@ -192,6 +188,15 @@ class _Stream(httpcore.NetworkStream):
                 return call()
             except TimeoutError:
                 continue
+
+
+def _handshake_error(host: str | None, exc: OSError) -> Exception:
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        # No later try will find a better certificate.
+        return JobError(ErrorCode.E_INPUT, f"{host}: {exc.verify_message}")
+    if isinstance(exc, TimeoutError):
+        return httpcore.ConnectTimeout(f"{host}: the TLS handshake takes too long")
+    return httpcore.ConnectError(f"{host}: {exc}")
 
 
 def _resolved(resolve: Resolve, host: str, port: int, wait: _Wait) -> list[str]:

@@ -31,6 +31,7 @@ GAIN_BYTES: Final = 1 << 20
 _FIRST_PAUSE_S: Final = 0.5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _TRY_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+_LAST_PORT = 65535
 _OK, _PARTIAL, _BAD_RANGE = 200, 206, 416
 
 
@@ -183,6 +184,8 @@ class HttpTransfer:
             )
         if not url.host:
             raise _input_error(spec.name, "has a URL without a host")
+        if url.port is not None and not 0 < url.port <= _LAST_PORT:
+            raise _input_error(spec.name, f"is at port {url.port}, which cannot be")
         host = url.raw_host.decode("ascii")
         if not host_allowed(host, self._network.inputs):
             raise JobError(
