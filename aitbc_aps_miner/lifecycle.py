@@ -118,7 +118,18 @@ def _attempt(job: Job, workspace: Workspace, ports: Ports) -> Outcome:
         error_id = ports.observer.defect(manifest, error)
         outcome = outcomes.failed(manifest, outcomes.defect(error, error_id), facts)
     outcome = replace(outcome, sandbox=ports.sandbox, timings=workspace.timings())
-    return replace(outcome, receipt=ports.signer.sign_receipt(outcome, manifest))
+    return _signed(outcome, manifest, ports)
+
+
+def _signed(outcome: Outcome, manifest: Manifest, ports: Ports) -> Outcome:
+    """Add the receipt; without one the work is still worth delivering."""
+    try:
+        receipt = ports.signer.sign_receipt(outcome, manifest)
+    except JobError as error:
+        error_id = ports.observer.defect(manifest, error)
+        unsigned = {**outcome.detail, "unsigned": error_id}
+        return replace(outcome, detail=unsigned)
+    return replace(outcome, receipt=receipt)
 
 
 def deliver(

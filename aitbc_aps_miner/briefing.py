@@ -1,0 +1,81 @@
+"""What each child is told when it starts: one consistent snapshot, nothing else.
+
+Called on the executor's feeder thread right before a task is handed over; looks at the
+configuration file first (one stat), so that every tick runs on the newest settings.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from aitbc_aps_miner.callbacks import Callbacks
+from aitbc_aps_miner.callbacks.parts import Parts
+from aitbc_aps_miner.executor import Isolated
+
+
+class Briefing:
+    """The executor's `prepare`."""
+
+    def __init__(
+        self, parts: Parts, callbacks: Callbacks, roots: Callable[[], list[str]]
+    ) -> None:
+        self._parts = parts
+        self._callbacks = callbacks
+        self._roots = roots
+        self._more: Mapping[str, Callable[[], Mapping[str, Any]]] = {
+            "heartbeat": self._heartbeat,
+            "register": self._machine,
+            "pull": self._pull,
+            "sweep": self._sweep,
+            "deliver": self._deliver,
+            "job": self._access,
+        }
+
+    def __call__(self, job_id: str, _call: Isolated) -> Mapping[str, Any]:
+        """Give the keyword arguments of one task beside its own."""
+        name = job_id.partition(":")[0]
+        if name == "hook":
+            return {}  # other people's code gets its event and nothing of ours
+        self._callbacks.started(job_id)
+        snapshot = self._parts.source.check()
+        more = self._more.get(name)
+        return {"config": snapshot.json, **(more() if more else {})}
+
+    def _access(self) -> Mapping[str, Any]:
+        tokens = self._parts.tokens
+        return {"token": tokens.token, "extensions": tokens.extensions}
+
+    def _machine(self) -> Mapping[str, Any]:
+        node = self._parts.node
+        return {"host": dict(node.host), "gpus": [asdict(gpu) for gpu in node.gpus]}
+
+    def _heartbeat(self) -> Mapping[str, Any]:
+        node = self._parts.node
+        capacity = node.capacity()
+        return {
+            **self._access(),
+            **self._machine(),
+            "digest": self._parts.source.current.digest,
+            "running": [job.job_id for job in node.jobs()],
+            "slots_free": {"cpu": capacity.cpu_free, "gpu": capacity.gpu_free},
+            "draining": node.draining,
+        }
+
+    def _pull(self) -> Mapping[str, Any]:
+        return {
+            **self._access(),
+            **self._callbacks.pulls.opening(),
+            "held": [job.job_id for job in self._parts.node.jobs()],
+        }
+
+    def _sweep(self) -> Mapping[str, Any]:
+        node = self._parts.node
+        return {
+            **self._access(),
+            "roots": self._roots(),
+            "held": [job.job_id for job in node.jobs() if not job.adopted],
+            "capacity": asdict(node.capacity()),
+        }
+
+    def _deliver(self) -> Mapping[str, Any]:
+        return {**self._access(), "roots": self._roots()}

@@ -1,0 +1,267 @@
+"""Turns what came home into what happens next: one reaction per tick, no I/O.
+
+Runs on the executor's thread; anything slow is another tick.
+
+    heartbeat  cancels, drains, registers again as told; backs off when it failed
+    register   hands the token to everyone who waits for it
+    probe      refreshes the machine's facts
+    sweep      opens and closes gates; its jobs are settled in jobs.py
+    pull       see pulls.py: starts its jobs, pulls again
+    job        see jobs.py: frees its slot, pulls again now, heartbeats the true count
+    deliver    see jobs.py: tries again later, or is done
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from apscheduler.events import JobExecutionEvent
+
+from aitbc_aps_miner.callbacks.jobs import Jobs
+from aitbc_aps_miner.callbacks.parts import Parts
+from aitbc_aps_miner.callbacks.pulls import Pulls
+from aitbc_aps_miner.config.model import Config
+from aitbc_aps_miner.executor import Isolated, TaskFailedError
+from aitbc_aps_miner.models import Gpu
+from aitbc_aps_miner.node import Node
+from aitbc_aps_miner.scheduler import TASKS
+from aitbc_aps_miner.trigger import Backoff
+from aitbc_aps_miner.util import log
+
+# A burst of ending jobs is one heartbeat with the count at its end.
+HEARTBEAT_GAP_S = 1.0
+
+_log = log.get_logger()
+
+
+class Callbacks:
+    """Reacts to what the executor reports."""
+
+    def __init__(
+        self, parts: Parts, on_slot_freed: Callable[[], None] = lambda: None
+    ) -> None:
+        self._parts = parts
+        self._on_slot_freed = on_slot_freed
+        self.jobs = Jobs(parts, self._slot_freed)
+        self.pulls = Pulls(parts, self.jobs.start, self.jobs.resend)
+        self._heartbeat_at = float("-inf")
+        self._unknown_heartbeats = 0
+        self._began: dict[str, float] = {}
+        self._reactions = {
+            "heartbeat": lambda _, report: self._heartbeat_ended(report),
+            "register": lambda _, report: self._register_ended(report),
+            "probe": lambda _, report: self._probe_ended(report),
+            "sweep": lambda _, report: self._sweep_ended(report),
+            "pull": lambda _, report: self.pulls.ended(report),
+            "job": self.jobs.ended,
+            "deliver": self.jobs.delivery_ended,
+        }
+
+    def started(self, job_id: str) -> None:
+        """Note when a tick or a job was given to a process."""
+        self._began[job_id] = self._parts.clock.monotonic()
+
+    def on_event(self, event: JobExecutionEvent) -> None:
+        """React to the end of a tick or a job, however it ended."""
+        name, _, key = event.job_id.partition(":")
+        report: Mapping[str, Any] | None = None
+        error = event.exception
+        if error is None and isinstance(event.retval, Mapping):
+            report = event.retval
+            error = report.get("error")
+        now = self._parts.clock.monotonic()
+        took_s = now - self._began.pop(event.job_id, now)
+        self._parts.metrics.tick_ended(name, _word(error), took_s)
+        if error is not None:
+            _log.warning(
+                "tick.failed",
+                tick=event.job_id,
+                error=str(error),
+                traceback=event.traceback or None,
+            )
+        reaction = self._reactions.get(name)
+        if reaction is not None:
+            reaction(key, report)
+
+    def on_message(self, job_id: str, kind: str, payload: Any) -> Any:
+        """Hear a running child; the return value answers a question."""
+        if kind == "token":
+            return self._parts.tokens.answer(payload.get("stale"))
+        if kind == "log":
+            log.emit(payload)
+        elif kind == "job" and job_id.startswith("job:"):
+            self.jobs.moved(payload)
+        return None
+
+    def _slot_freed(self) -> None:
+        self._on_slot_freed()
+        self.pulls.request()
+        self.request_heartbeat()
+
+    def owner_decided(self, config: Config) -> None:
+        """Open or close the owner's own gate."""
+        if config.owner.paused:
+            self._close("paused", "owner.paused is true", "set owner.paused = false")
+        else:
+            self._open("paused")
+
+    # Heartbeat and registration
+
+    def request_heartbeat(self) -> None:
+        """Heartbeat the true counts soon; a burst of requests is one heartbeat."""
+        if self._parts.node.heartbeat_failures:
+            return  # its backoff goes first
+        due = self._heartbeat_at + HEARTBEAT_GAP_S - self._parts.clock.monotonic()
+        self._parts.scheduler.run_in("heartbeat", max(0.0, due))
+
+    def start_registration(self) -> None:
+        """Register; everyone who waits for a token hears of it."""
+        timeout_s = self._parts.config.coordinator.timeout_s
+        call = Isolated(ref=f"{TASKS}:register", deadline_s=timeout_s * 2 + 5)
+        self._parts.scheduler.once("register", call)
+
+    def _register_ended(self, report: Mapping[str, Any] | None) -> None:
+        node = self._parts.node
+        if report is None or "token" not in report:
+            told = report or {}
+            message = str(told.get("error", "the registration did not end"))
+            unauthorized = bool(told.get("unauthorized"))
+            node.coordinator_error = message
+            if unauthorized:
+                node.close(
+                    "unauthorized",
+                    f"the coordinator refused the token: {message}",
+                    "put a valid token into coordinator.auth_token",
+                )
+            self._parts.tokens.failed(message, unauthorized=unauthorized)
+            return
+        node.registered = bool(report.get("registered", True))
+        node.coordinator_error = None
+        node.heartbeat_floor_s = float(report.get("heartbeat_interval_s") or 0)
+        self._parts.tokens.extensions = report.get("extensions")
+        if node.open("unauthorized"):
+            self.pulls.request()
+        config = self._parts.config
+        self._parts.scheduler.retime(config, config, node.heartbeat_floor_s)
+        _log.info("node.registered", registered=node.registered)
+        self._parts.tokens.registered(str(report["token"]))
+
+    def _heartbeat_ended(self, report: Mapping[str, Any] | None) -> None:
+        node, config = self._parts.node, self._parts.config
+        self._heartbeat_at = self._parts.clock.monotonic()
+        if report is None or "error" in report:
+            node.heartbeat_failures += 1
+            node.coordinator_error = str((report or {}).get("error", "no answer"))
+            backoff = config.heartbeat.backoff
+            pause_s = Backoff(
+                min_s=backoff.min_s, max_s=backoff.max_s, rng=self._parts.rng
+            ).next_delay(node.heartbeat_failures)
+            asked_s = float((report or {}).get("retry_after_s") or 0)
+            self._parts.scheduler.run_in("heartbeat", max(pause_s, asked_s))
+            return
+        lost_contact = node.heartbeat_failures > 0
+        node.heartbeat_failures = 0
+        node.heartbeat_ok_at = self._heartbeat_at
+        node.coordinator_error = None
+        for job_id in report.get("cancel", ()):
+            self.jobs.control(str(job_id), {"cancel": True})
+        self._drain_as_told(report)
+        if not report.get("known", True):
+            self._unknown_to_coordinator()
+            return
+        self._unknown_heartbeats = 0
+        if set(report.get("refresh", ())) & {"capabilities", "token"}:
+            self.start_registration()
+        if lost_contact:
+            self._parts.scheduler.run_in("sweep", 0)
+
+    def _unknown_to_coordinator(self) -> None:
+        """Register again; where that changes nothing there are no heartbeats."""
+        self._unknown_heartbeats += 1
+        if self._parts.node.registered and self._unknown_heartbeats == 1:
+            self._parts.tokens.reset()
+            self._parts.scheduler.run_in("heartbeat", HEARTBEAT_GAP_S)
+            return
+        self._parts.node.heartbeats_offered = False
+        self._parts.scheduler.pause("heartbeat")
+        _log.info("heartbeat.not_offered", words="this coordinator has no heartbeat")
+
+    def _drain_as_told(self, report: Mapping[str, Any]) -> None:
+        if report.get("drain") is True:
+            self._parts.node.close(
+                "drain-request",
+                "the coordinator asked this node to drain",
+                "ask the coordinator's operator, or wait until it withdraws",
+            )
+        elif report.get("drain") is False and self._parts.node.open("drain-request"):
+            self.pulls.request()
+
+    # Sweep and probe
+
+    def _sweep_ended(self, report: Mapping[str, Any] | None) -> None:
+        if report is not None and "error" not in report:
+            self.jobs.settle(report)
+            self._judge(report)
+        # Also after a sweep that failed: a node that can't look at its workspaces for
+        # ever still does new work, whose claim would tell if the disk is the reason.
+        self.pulls.recovered()
+
+    def _judge(self, report: Mapping[str, Any]) -> None:
+        node, config = self._parts.node, self._parts.config
+        node.undelivered = int(report.get("undelivered", 0))
+        node.disk_used_pct = used = float(report.get("disk_used_pct", 0))
+        if used >= config.workspace.disk_high_pct:
+            self._close(
+                "disk",
+                f"the workspace's disk is {used:.0f} % full",
+                "free space, or shorten workspace.keep_success and keep_failed",
+            )
+        elif used < config.workspace.disk_low_pct:
+            self._open("disk")
+        limit = config.results.max_undelivered
+        if node.undelivered >= limit:
+            self._close(
+                "undelivered",
+                f"{node.undelivered} results wait for delivery (limit {limit})",
+                "check the coordinator; results.max_undelivered raises the limit",
+            )
+        else:
+            self._open("undelivered")
+
+    def _close(self, gate: str, reason: str, remedy: str) -> None:
+        if self._parts.node.close(gate, reason, remedy):
+            _log.warning("gate.closed", gate=gate, reason=reason, remedy=remedy)
+            self.request_heartbeat()
+
+    def _open(self, gate: str) -> None:
+        if self._parts.node.open(gate):
+            _log.info("gate.opened", gate=gate)
+            self.pulls.request()
+
+    def _probe_ended(self, report: Mapping[str, Any] | None) -> None:
+        node = self._parts.node
+        if report is None or "error" in report:
+            return
+        first = not node.host
+        before = _capabilities(node)
+        node.host = dict(report["host"])
+        node.gpus = tuple(Gpu(**gpu) for gpu in report["gpus"])
+        node.gpu_source = str(report["source"])
+        if first:
+            self._parts.scheduler.run_in("heartbeat", 0)
+        elif before != _capabilities(node) and self._parts.tokens.token is not None:
+            _log.info("node.changed", gpus=len(node.gpus), source=node.gpu_source)
+            self.start_registration()
+            self.pulls.request()
+
+
+def _capabilities(node: Node) -> tuple[Any, ...]:
+    """Give what a coordinator was told at registration and has to be told again."""
+    gpus = tuple((gpu.uuid, gpu.name, gpu.vram_mb) for gpu in node.gpus)
+    return node.host.get("cores"), node.host.get("memory_mb"), gpus
+
+
+def _word(error: object) -> str:
+    """Say in one of a few words how a tick ended."""
+    if error is None:
+        return "ok"
+    return str(error.outcome.end) if isinstance(error, TaskFailedError) else "failed"

@@ -1,0 +1,193 @@
+"""The jobs that this daemon counts: started, ended, adopted, delivered later."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from aitbc_aps_miner import hooks
+from aitbc_aps_miner.callbacks.parts import Parts
+from aitbc_aps_miner.executor import Isolated
+from aitbc_aps_miner.models import JobState, Reservation
+from aitbc_aps_miner.node import Running
+from aitbc_aps_miner.scheduler import TASKS
+from aitbc_aps_miner.util import log
+
+JOB_REF = "aitbc_aps_miner.job:run"
+
+# While adopted jobs run nobody of ours waits for their end: look more often.
+ADOPTED_SWEEP_S = 2.0
+
+DELIVERY_MIN_S = 1.0
+DELIVERY_MAX_S = 600.0
+# Uploads of many gigabytes take long; each of their calls has its own limit.
+DELIVERY_DEADLINE_S = 6 * 3600
+
+_log = log.get_logger()
+
+
+class Jobs:
+    """Holds slots for running jobs and sees to the delivery of ended ones."""
+
+    def __init__(self, parts: Parts, slot_freed: Callable[[], None]) -> None:
+        self._parts = parts
+        self._slot_freed = slot_freed
+        self._hooks = hooks.discover()
+        self._tries: dict[str, int] = {}
+
+    def start(self, job: Mapping[str, Any], *, resume: bool = False) -> None:
+        """Give a job its slot and its process."""
+        job_id, attempt = str(job["job_id"]), int(job["attempt"])
+        self._parts.node.hold(self._running(job))
+        call = Isolated(
+            ref=JOB_REF,
+            # The job process ends the payload at the job's own limit; this outer net
+            # only catches a job process that does not, after delivery had its time.
+            deadline_s=float(job["net_s"]),
+            kwargs={"job": dict(job), "resume": resume},
+        )
+        self._parts.scheduler.once(f"job:{job_id}:{attempt}", call)
+        _log.info("job.accepted", job_id=job_id, attempt=attempt)
+        self.hook("on_job_accepted", {"job_id": job_id, "attempt": attempt})
+
+    def moved(self, facts: Mapping[str, Any]) -> None:
+        """Note what a running job says of itself."""
+        job_id = str(facts["job_id"])
+        known = {key: facts[key] for key in ("state", "pct", "note") if key in facts}
+        self._parts.node.moved(job_id, **known)
+        if facts.get("state") == JobState.RUNNING:
+            self.hook("on_job_started", {"job_id": job_id})
+
+    def ended(self, key: str, report: Mapping[str, Any] | None) -> None:
+        """Free the slot of the job `<id>:<attempt>`."""
+        job_id = key.rpartition(":")[0]
+        self._parts.node.release(job_id)
+        if report is None or "error" in report:
+            # Its workspace says what happened; the sweep reads it.
+            self._parts.scheduler.run_in("sweep", 0)
+        else:
+            self._reported(job_id, report)
+        self._slot_freed()
+
+    def _reported(self, job_id: str, report: Mapping[str, Any]) -> None:
+        state = JobState(report["state"])
+        code = report.get("code")
+        self._parts.metrics.job_finished(code)
+        say = _log.info if code is None else _log.warning
+        say("job.finished", **{k: v for k, v in report.items() if v is not None})
+        if state is JobState.RETRY_WAIT:
+            self._deliver_later(job_id)
+        if state is not JobState.IDLE:
+            event = "on_job_finished" if code is None else "on_job_failed"
+            self.hook(event, report)
+
+    def control(self, job_id: str, orders: Mapping[str, Any]) -> None:
+        """Give orders to a running job through its control file."""
+        for job in self._parts.node.jobs():
+            if job.job_id != job_id:
+                continue
+            call = Isolated(
+                ref=f"{TASKS}:control",
+                deadline_s=10,
+                kwargs={"root": job.root, "job_id": job_id, "orders": dict(orders)},
+            )
+            which = "+".join(sorted(orders))
+            self._parts.scheduler.once(f"control:{job_id}:{which}", call)
+
+    # Delivery after the job's process ended
+
+    def deliver(self, job_id: str, in_s: float = 0, *, resend: bool = False) -> None:
+        """Submit a recorded outcome; `resend` also when it was delivered before."""
+        task = f"deliver:{job_id}"
+        if task in self._parts.executor.running():
+            return
+        call = Isolated(
+            ref=f"{TASKS}:deliver",
+            deadline_s=DELIVERY_DEADLINE_S,
+            kwargs={"job_id": job_id, "resend": resend},
+        )
+        self._parts.scheduler.once(task, call, in_s)
+
+    def resend(self, job_id: str) -> None:
+        """Answer a job handed out again with its kept outcome, in growing pauses."""
+        if self._parts.scheduler.is_due(f"deliver:{job_id}"):
+            return
+        tries = self._tries[job_id] = self._tries.get(job_id, 0) + 1
+        pause_s = 0.0 if tries == 1 else min(2.0**tries, DELIVERY_MAX_S)
+        self.deliver(job_id, pause_s, resend=True)
+
+    def delivery_ended(self, job_id: str, report: Mapping[str, Any] | None) -> None:
+        """Try again later, or be done."""
+        state = (report or {}).get("state")
+        if state in (JobState.DONE, JobState.FAILED):
+            if not (report or {}).get("resent"):
+                self._tries.pop(job_id, None)
+            _log.info("job.delivered", **dict(report or {}))
+            self._parts.scheduler.run_in("sweep", 0)
+        elif state != JobState.IDLE:
+            self._deliver_later(job_id)
+
+    def _deliver_later(self, job_id: str) -> None:
+        tries = self._tries[job_id] = self._tries.get(job_id, 0) + 1
+        ceiling_s = min(DELIVERY_MIN_S * 2**tries, DELIVERY_MAX_S)
+        # Full jitter: a coordinator that comes back is not met by everyone at once.
+        self.deliver(job_id, self._parts.rng.uniform(DELIVERY_MIN_S / 2, ceiling_s))
+
+    # What a sweep found
+
+    def settle(self, report: Mapping[str, Any]) -> None:
+        """Adopt what runs, resume what never ran, deliver what waits."""
+        self._adopt(report)
+        for job in report.get("run", ()):
+            self.start(job, resume=True)
+        for job_id in report.get("deliver", ()):
+            if not self._parts.scheduler.is_due(f"deliver:{job_id}"):
+                self.deliver(str(job_id))
+
+    def _adopt(self, report: Mapping[str, Any]) -> None:
+        node = self._parts.node
+        alive = {str(job["job_id"]): job for job in report.get("running", ())}
+        held = {job.job_id: job for job in node.jobs()}
+        for job_id in alive.keys() - held.keys():
+            node.hold(self._running(alive[job_id], adopted=True))
+            _log.info("job.adopted", job_id=job_id)
+        ended = [
+            job for job in held.values() if job.adopted and job.job_id not in alive
+        ]
+        for job in ended:
+            node.release(job.job_id)
+            _log.info("job.adopted_ended", job_id=job.job_id)
+        if ended:
+            self._slot_freed()
+        if any(job.adopted for job in node.jobs()):
+            pause_s = min(ADOPTED_SWEEP_S, self._parts.config.sweep.interval_s)
+            self._parts.scheduler.run_in("sweep", pause_s)
+
+    def _running(self, job: Mapping[str, Any], *, adopted: bool = False) -> Running:
+        fields = dict(job["reservation"])
+        fields["gpu_uuids"] = tuple(fields.get("gpu_uuids", ()))
+        return Running(
+            job_id=str(job["job_id"]),
+            attempt=int(job["attempt"]),
+            reservation=Reservation(**fields),
+            since_monotonic=self._parts.clock.monotonic(),
+            runner=str(job.get("runner", "")),
+            state=str(job.get("state", JobState.PULLING)),
+            adopted=adopted,
+            root=str(job["root"]),
+        )
+
+    # Hooks of third parties
+
+    def hook(self, event: str, payload: Mapping[str, Any]) -> None:
+        """Call every installed hook for `event`, each in a process of its own."""
+        for entry_point in self._hooks:
+            call = Isolated(
+                ref="aitbc_aps_miner.hooks:call",
+                deadline_s=hooks.DEADLINE_S,
+                kwargs={
+                    "entry_point": entry_point,
+                    "event": event,
+                    "payload": dict(payload),
+                },
+            )
+            unique = f"{entry_point}:{self._parts.clock.monotonic()}"
+            self._parts.scheduler.once(f"hook:{event}:{unique}", call)

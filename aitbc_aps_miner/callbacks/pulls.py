@@ -1,0 +1,124 @@
+"""When to pull, and what becomes of what a pull brought."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from aitbc_aps_miner.callbacks.parts import Parts
+from aitbc_aps_miner.node import Node
+from aitbc_aps_miner.trigger import Backoff
+
+# A coordinator that hands the same finished job out again and again is answered in
+# ever longer pauses: from the pull interval to this.
+DUPLICATE_PAUSE_MAX_S = 300.0
+
+
+class Pulls:
+    """Keeps one pull open while there is room, and times the next one."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        start_job: Callable[[Mapping[str, Any]], None],
+        resend: Callable[[str], None],
+    ) -> None:
+        self._parts = parts
+        self._start_job = start_job
+        self._resend = resend
+        self._asked = False
+        self._kinds: frozenset[str] = frozenset()
+        self._failures = 0
+        self._duplicates = 0
+        self._recovered = False
+
+    def recovered(self) -> None:
+        """Allow pulls: what ran before this daemon is counted now."""
+        first, self._recovered = not self._recovered, True
+        if first or not self._parts.scheduler.is_due("pull"):
+            self.request()
+
+    def request(self) -> None:
+        """Pull now if there is room; end an open long poll that asks for too little."""
+        node, executor = self._parts.node, self._parts.executor
+        running = "pull" in executor.running()
+        if not self._recovered or not node.takes_work:
+            if not running:
+                self._parts.scheduler.pause("pull")
+            return
+        if not running:
+            self._parts.scheduler.run_in("pull", 0)
+            return
+        self._asked = True
+        if not kinds(node) <= self._kinds:
+            # The coordinator's list of active jobs brings back a job whose handing
+            # out crosses this: the next sweep finds it leased and unknown here.
+            executor.kill("pull", "its filters are stale")
+
+    def stop(self) -> None:
+        """Pull no more; an open long poll brings nothing that would be run."""
+        self._recovered = False
+        self._parts.scheduler.pause("pull")
+        self._parts.executor.kill("pull", "the daemon ends")
+
+    def opening(self) -> Mapping[str, Any]:
+        """Note what the opening pull asks for; give the tick its capacity."""
+        self._asked = False
+        self._kinds = kinds(self._parts.node)
+        return {"capacity": asdict(self._parts.node.capacity())}
+
+    def ended(self, report: Mapping[str, Any] | None) -> None:
+        """Start what was accepted and time the next pull."""
+        if not self._recovered:
+            return
+        if report is None or "error" in report:
+            self._again_after_failure(report or {})
+            return
+        self._failures = 0
+        accepted = report.get("accepted", ())
+        duplicates = report.get("duplicates", ())
+        for job in accepted:
+            self._start_job(job)
+        for job_id in duplicates:
+            self._resend(str(job_id))
+        if accepted:
+            self._duplicates = 0
+        elif duplicates:
+            self._duplicates += 1
+        if self._parts.node.takes_work:
+            self._parts.scheduler.run_in("pull", self._pause_s(report))
+        else:
+            self._parts.scheduler.pause("pull")
+
+    def _pause_s(self, report: Mapping[str, Any]) -> float:
+        interval_s: float = self._parts.config.pull.interval_s
+        if report.get("accepted") or self._asked:
+            return 0.0
+        if report.get("duplicates"):
+            return min(interval_s * 2.0**self._duplicates, DUPLICATE_PAUSE_MAX_S)
+        # A long poll that waited is asked again at once.
+        waited = float(report.get("held_s", 0)) >= interval_s
+        return 0.0 if waited else interval_s
+
+    def _again_after_failure(self, report: Mapping[str, Any]) -> None:
+        if self._asked:  # ended on purpose, to ask for more
+            self._parts.scheduler.run_in("pull", 0)
+            return
+        self._failures += 1
+        backoff = self._parts.config.heartbeat.backoff
+        pause_s = Backoff(
+            min_s=min(self._parts.config.pull.interval_s, backoff.min_s),
+            max_s=backoff.max_s,
+            rng=self._parts.rng,
+        ).next_delay(self._failures)
+        asked_s = float(report.get("retry_after_s") or 0)
+        self._parts.scheduler.run_in("pull", max(pause_s, asked_s))
+
+
+def kinds(node: Node) -> frozenset[str]:
+    """Name the kinds of jobs that there is room for."""
+    capacity = node.capacity()
+    return frozenset(
+        kind
+        for kind, free in (("cpu", capacity.cpu_free), ("gpu", capacity.gpu_free))
+        if free
+    )

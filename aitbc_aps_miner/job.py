@@ -1,0 +1,248 @@
+"""A job process: one pulled job from its claim to its recorded outcome, and delivery.
+
+Wires the adapters into lifecycle.run_one. It lives in a session and a cgroup of its
+own, so it outlives the daemon; what it says to the daemon is news, never needed.
+"""
+
+import itertools
+import math
+import random
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from aitbc_aps_miner import __version__, lifecycle
+from aitbc_aps_miner.artifacts import ArtifactCollector
+from aitbc_aps_miner.channel import Channel
+from aitbc_aps_miner.config.model import Config
+from aitbc_aps_miner.coordinator import NodeApi
+from aitbc_aps_miner.errors import AttemptHereError, UnavailableError
+from aitbc_aps_miner.identity import load_or_create
+from aitbc_aps_miner.lifecycle import Job
+from aitbc_aps_miner.manifest import parse
+from aitbc_aps_miner.models import (
+    JobReport,
+    JobState,
+    Manifest,
+    Origin,
+    PayloadLimits,
+    Progress,
+    Reservation,
+)
+from aitbc_aps_miner.ports import Observer
+from aitbc_aps_miner.progress import ProgressSender
+from aitbc_aps_miner.receipt import Signer, manifest_digest
+from aitbc_aps_miner.runners import build
+from aitbc_aps_miner.sandbox.cgroup import SPARE_PREFIX, Cgroup, own_group
+from aitbc_aps_miner.transfer import HttpTransfer
+from aitbc_aps_miner.trigger import Backoff
+from aitbc_aps_miner.util import log
+from aitbc_aps_miner.watch import JobWatch
+from aitbc_aps_miner.workspace import Workspace, read_control
+from aitbc_aps_miner.world import World, ssl_context_of
+
+# Pauses between deliveries while no daemon is there to take them over.
+ALONE_MIN_S = 1
+ALONE_MAX_S = 600
+
+_log = log.get_logger()
+
+
+def run(
+    channel: Channel,
+    *,
+    config: str,
+    token: str | None,
+    extensions: list[str] | None,
+    job: Mapping[str, Any],
+    resume: bool,
+) -> dict[str, Any]:
+    """Run one job and give its report; the executor's entry into a job process."""
+    channel.detach()
+    world = World(channel, config, token, extensions)
+    pulled = _pulled(job)
+    group = _own_cgroups()
+    with world.coordinator(pulled.origin) as coordinator:
+        process = _Process(world, pulled, coordinator, group, str(job["root"]))
+        return asdict(process.run(resume=resume))
+
+
+class _Process:
+    """One job's adapters, wired; claims its workspace and keeps it."""
+
+    def __init__(
+        self,
+        world: World,
+        job: Job,
+        coordinator: NodeApi,
+        group: Cgroup | None,
+        root: str,
+    ) -> None:
+        self._world = world
+        self._job = job
+        self._coordinator = coordinator
+        self._group = group
+        self._workspaces = world.workspaces(root)
+        self._workspace: Workspace | None = None
+        path = self._workspaces.root / job.manifest.job_id
+        self._watch = JobWatch(
+            clock=world.clock,
+            timeout_s=job.manifest.timeout_s,
+            limits=limits_of(world.config),
+            read_control=lambda: read_control(path),
+        )
+
+    def run(self, *, resume: bool) -> JobReport:
+        job = self._job
+        with ProgressSender(self._coordinator, job.manifest, self._watch) as sender:
+            ports = self._ports(_Observer(self._world, sender))
+            try:
+                if resume:
+                    workspace = self._note(self._workspaces.open(job.manifest.job_id))
+                    workspace.renew()
+                    report = lifecycle.resume_one(job, workspace, ports)
+                else:
+                    report = lifecycle.run_one(job, self, ports)
+            except AttemptHereError as here:
+                return _not_run(job.manifest, str(here))
+            except UnavailableError as error:
+                # The ack has no answer; the claim stays for the sweep to settle.
+                return _not_run(job.manifest, f"not acked: {error}")
+        return self._keep_delivering(report)
+
+    def claim(
+        self, manifest: Manifest, raw: Any, origin: Origin, reservation: Reservation
+    ) -> Workspace:
+        """Claim the workspace; note what a later daemon needs to adopt this job."""
+        return self._note(self._workspaces.claim(manifest, raw, origin, reservation))
+
+    def _note(self, workspace: Workspace) -> Workspace:
+        self._workspace = workspace
+        log.configure_file(
+            workspace.root / "logs" / "job.log",
+            node_id=self._world.config.node_id,
+            job_id=self._job.manifest.job_id,
+            secrets=self._job.manifest.secrets.values(),
+        )
+        workspace.note(
+            cgroup=str(self._group.path.parent) if self._group else None,
+            deadline_boottime=self._watch.deadline_boottime,
+        )
+        return workspace
+
+    def _ports(self, observer: Observer) -> lifecycle.Ports:
+        config, clock, job = self._world.config, self._world.clock, self._job
+        identity = load_or_create(config.identity_path)
+        return lifecycle.Ports(
+            coordinator=self._coordinator,
+            transfer=HttpTransfer(
+                config.network,
+                config.coordinator.timeout_s,
+                ssl_context_of(config.coordinator),
+                clock,
+            ),
+            runner=build(config, self._group)[job.manifest.runner],
+            collector=ArtifactCollector(),
+            signer=Signer(
+                identity,
+                node_id=config.node_id,
+                version=__version__,
+                clock=clock,
+                manifest_digest=manifest_digest(job.raw),
+            ),
+            watch=self._watch,
+            observer=observer,
+        )
+
+    def _keep_delivering(self, report: JobReport) -> JobReport:
+        """Deliver alone as long as there is no daemon to take it over."""
+        world, workspace = self._world, self._workspace
+        backoff = Backoff(min_s=ALONE_MIN_S, max_s=ALONE_MAX_S, rng=random.Random())  # noqa: S311  jitter
+        for failures in itertools.count(1):
+            if report.state is not JobState.RETRY_WAIT or workspace is None:
+                return report
+            if not world.channel.closed:
+                return report
+            world.clock.sleep(backoff.next_delay(failures))
+            outcome = workspace.load_outcome()
+            if outcome is not None:
+                report = lifecycle.deliver(workspace, outcome, self._coordinator)
+        raise AssertionError  # pragma: no cover - count() never ends
+
+
+class _Observer:
+    """Tells the daemon, the coordinator and the job's own log."""
+
+    def __init__(self, world: World, sender: ProgressSender) -> None:
+        self._world = world
+        self._sender = sender
+
+    def entered(self, manifest: Manifest, state: JobState) -> None:
+        self._say(manifest, state=state)
+
+    def progressed(self, manifest: Manifest, progress: Progress) -> None:
+        self._say(manifest, pct=progress.pct, note=progress.note)
+        self._sender.put(progress)
+
+    def defect(self, manifest: Manifest, error: BaseException) -> str:
+        error_id = secrets.token_hex(6)
+        _log.error(
+            "job.defect", job_id=manifest.job_id, error_id=error_id, exc_info=error
+        )
+        return error_id
+
+    def finished(self, manifest: Manifest, report: JobReport) -> None:
+        _log.info("job.finished", runner=manifest.runner, **asdict(report))
+
+    def _say(self, manifest: Manifest, **news: Any) -> None:
+        self._world.channel.send("job", {"job_id": manifest.job_id, **news})
+
+
+def limits_of(config: Config) -> PayloadLimits:
+    """Give the limits that the owner's configuration sets for a payload."""
+    resources = config.resources
+    return PayloadLimits(
+        nice=resources.cpu_nice,
+        io_class=resources.io_class,
+        io_level=resources.io_level,
+        memory_mb=resources.mem_soft_mb or None,
+        nofile=resources.max_open_files,
+        log_mb=resources.max_log_mb,
+        grace_s=resources.grace_s,
+    )
+
+
+def _pulled(job: Mapping[str, Any]) -> Job:
+    reservation = dict(job["reservation"])
+    reservation["gpu_uuids"] = tuple(reservation["gpu_uuids"])
+    return Job(
+        # Checked against the owner's limit at admission; an edit since then doesn't
+        # take back what was accepted.
+        manifest=parse(job["raw"], max_timeout_s=math.inf),
+        raw=job["raw"],
+        origin=Origin(**job["origin"]),
+        reservation=Reservation(**reservation),
+    )
+
+
+def _own_cgroups() -> Cgroup | None:
+    """Split this process's cgroup: itself into `sup`, the payload into `payload`."""
+    own = own_group()
+    if own is None or not own.path.name.startswith(SPARE_PREFIX):
+        return None
+    try:
+        own.child("sup").join()
+        return own.child("payload")
+    except OSError as error:
+        _log.warning("job.no_cgroup", reason=str(error))
+        return None
+
+
+def _not_run(manifest: Manifest, message: str) -> JobReport:
+    return JobReport(
+        job_id=manifest.job_id,
+        attempt=manifest.attempt,
+        state=JobState.IDLE,
+        message=message,
+    )

@@ -1,0 +1,83 @@
+"""The workspace roots of this daemon: one lock each, earlier ones until they are empty.
+
+One daemon per root: flock on `<root>/.daemon.lock`, never inherited. When an edit
+names another root, new jobs go there; the earlier one is written down in the new one
+and swept until nothing of it is left to settle.
+"""
+
+import fcntl
+import json
+import os
+from pathlib import Path
+
+from aitbc_aps_miner.util import fs, log
+
+_LOCK = ".daemon.lock"
+_EARLIER = ".earlier-roots.json"
+
+_log = log.get_logger()
+
+
+class Roots:
+    """Today's root and the earlier ones, all locked."""
+
+    def __init__(self, root: Path) -> None:
+        self._today = root
+        self._locks: dict[Path, int] = {}
+
+    def take(self) -> bool:
+        """Lock today's root and the earlier ones; False when a daemon has it already.
+
+        Raises OSError when the root can't be made or written.
+        """
+        if not self._lock(self._today):
+            return False
+        for earlier in self._read_earlier():
+            if earlier.is_dir():
+                self._lock(earlier)
+        return True
+
+    def all(self) -> list[str]:
+        """Name every root, today's first."""
+        return [str(self._today), *map(str, self._earlier())]
+
+    def move_to(self, root: Path) -> None:
+        """Take new jobs under another root from now on; the old one is remembered."""
+        try:
+            taken = self._lock(root)
+        except OSError as error:
+            _log.error("workspace.unusable", root=str(root), reason=str(error))
+            return
+        if not taken:
+            _log.error("workspace.locked", root=str(root))
+            return
+        self._today = root
+        earlier = [str(path) for path in self._earlier()]
+        fs.write_durable(root / _EARLIER, json.dumps(earlier).encode())
+
+    def _earlier(self) -> list[Path]:
+        return [path for path in self._locks if path != self._today]
+
+    def _read_earlier(self) -> list[Path]:
+        try:
+            known = fs.read_json(self._today / _EARLIER)
+        except (OSError, ValueError):
+            return []
+        if not isinstance(known, list):
+            return []
+        return [Path(path) for path in known if isinstance(path, str)]
+
+    def _lock(self, root: Path) -> bool:
+        if root in self._locks:
+            return True
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fd = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return False
+        os.truncate(fd, 0)
+        os.write(fd, f"{os.getpid()}\n".encode())
+        self._locks[root] = fd
+        return True
