@@ -166,6 +166,7 @@ class _Child:
     def _follow(self, orders: Mapping[str, Any]) -> None:
         self._step = "standard input"
         os.dup2(_stdin(orders["stdin"]), 0)
+        os.set_inheritable(0, True)  # dup2 onto itself leaves it to close on exec
         os.dup2(self._stdout, 1)
         os.dup2(self._stderr, 2)
         _close_all_but({0, 1, 2, self._error})
