@@ -51,6 +51,13 @@ class Connection:
         lines = [f"HTTP/1.1 {status} x", *(f"{k}: {v}" for k, v in head.items())]
         self.raw("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
 
+    def drain(self, request: Seen) -> int:
+        """Read an unread body without keeping it; give its length."""
+        left = int(request.headers["content-length"])
+        while left and (piece := self._handler.rfile.read(min(left, 2**20))):
+            left -= len(piece)
+        return int(request.headers["content-length"]) - left
+
     def raw(self, data: bytes) -> bool:
         """Send bytes as they are; False when the client has hung up."""
         try:
