@@ -9,12 +9,11 @@ import contextlib
 import hashlib
 import mimetypes
 import os
-import re
+import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from aitbc_aps_miner.errors import ErrorCode, JobError
 from aitbc_aps_miner.models import (
@@ -28,11 +27,10 @@ from aitbc_aps_miner.ports import Workspace
 from aitbc_aps_miner.util import fs
 
 STDOUT_FILE = "logs/stdout.bin"
-"""Where a runner leaves standard output, apart from the execution log."""
+"""Where a runner leaves standard output alone, its secrets masked by then."""
 RESULT_FILE = "result.json"
 """A python task's return value, in `output/`."""
 STORE = ".artifacts"
-MASK = b"***"
 
 _MAX_DEPTH = 32
 _MAX_FOLDERS = 10_000
@@ -71,7 +69,7 @@ class ArtifactCollector:
         for spec in manifest.artifacts:
             taken = taker.take(spec, ("work", "output"))
             if taken is None and _stdout_counts(manifest, facts):
-                taken = taker.fill_from_stdout(spec, facts, manifest)
+                taken = taker.fill_from_stdout(spec, facts)
             if taken is None:
                 raise _refused(spec.path, "was declared and is not there")
             yield taken
@@ -149,9 +147,11 @@ class _Taker:
         return None
 
     def fill_from_stdout(
-        self, spec: ArtifactSpec, facts: ExitFacts, manifest: Manifest
+        self, spec: ArtifactSpec, facts: ExitFacts
     ) -> ArtifactFile | None:
-        """Copy standard output with its secrets masked; None when there is none."""
+        """Copy standard output; None when there is none."""
+        if facts.detail.get("stdout_truncated"):
+            raise _refused(spec.path, "would be standard output, which is too large")
         if facts.stdout_bytes > _max_bytes(spec):
             raise _too_large(spec)
         try:
@@ -164,7 +164,7 @@ class _Taker:
             _judge(os.fstat(source), spec)
             target = fs.open_beneath(self.store_fd, stored, flags)
             with os.fdopen(target, "w+b") as out:
-                out.writelines(_masked(file, manifest.secrets.values()))
+                shutil.copyfileobj(file, out, _CHUNK_BYTES)
                 out.flush()
                 return self._described(target, spec, stored, source="stdout")
 
@@ -218,30 +218,6 @@ def _stdout_counts(manifest: Manifest, facts: ExitFacts) -> bool:
         and facts.cause is ExitCause.EXITED
         and facts.exit_code == 0
     )
-
-
-def _masked(file: BinaryIO, secrets: Iterable[str]) -> Iterator[bytes]:
-    """Give the file in pieces with every secret replaced, also across two pieces."""
-    words = sorted((word.encode() for word in secrets if word), key=len, reverse=True)
-    pattern = re.compile(b"|".join(map(re.escape, words)) or b"(?!)")
-    reach = len(words[0]) - 1 if words else 0
-    rest = b""
-    while True:
-        chunk = file.read(_CHUNK_BYTES)
-        data = rest + chunk
-        # What starts before `until` has its whole length in sight.
-        until = len(data) - reach if chunk else len(data)
-        done = 0
-        for match in pattern.finditer(data):
-            if match.start() >= until:
-                break
-            yield data[done : match.start()] + MASK
-            done = match.end()
-        until = max(done, until)
-        yield data[done:until]
-        rest = data[until:]
-        if not chunk:
-            return
 
 
 def _judge(found: os.stat_result, spec: ArtifactSpec) -> None:

@@ -33,6 +33,9 @@ CONTROL = ".control.json"
 FOLDERS = ("input", "work", "output", "logs", ".artifacts")
 DROP_BUDGET_S = 5
 """What is not deleted by then is the sweep's."""
+SETTLED_MODE = 0o400
+"""state.json's mode once nothing is owed: one stat tells, and it comes and goes with
+the content in one rename."""
 
 _KEPT_BURIED = frozenset({"state.json", "outcome.json", "lock"})
 
@@ -180,7 +183,8 @@ class Workspace:
         data = to_bytes(record.to_json())
         path = self.root / "state.json"
         with explained(f"cannot store the state {record.state}"):
-            fs.replace(path, data, sync=fragile or durable)
+            mode = SETTLED_MODE if record.settled else 0o600
+            fs.replace(path, data, sync=fragile or durable, mode=mode)
             if durable:
                 fs.fsync_dir(self.root)
         self._record = record

@@ -85,6 +85,11 @@ class Record:
         """The state entered last."""
         return self.history[-1].state
 
+    @property
+    def settled(self) -> bool:
+        """Whether the coordinator has the outcome, or nobody will ever take it."""
+        return self.delivered_at is not None or self.dropped is not None
+
     def entered(
         self, state: JobState, moment: Moment, facts: Mapping[str, Any]
     ) -> "Record":

@@ -17,11 +17,13 @@ import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from aitbc_aps_miner import joblock
 from aitbc_aps_miner.errors import (
     AttemptHereError,
     WorkspaceBusyError,
@@ -31,6 +33,7 @@ from aitbc_aps_miner.jobdir import (
     CONTROL,
     DROP_BUDGET_S,
     FOLDERS,
+    SETTLED_MODE,
     Workspace,
     discard,
     explained,
@@ -46,14 +49,12 @@ from aitbc_aps_miner.models import Manifest, Origin, Reservation
 from aitbc_aps_miner.ports import Clock
 from aitbc_aps_miner.util import fs
 
-__all__ = ["StoredJob", "Workspace", "Workspaces", "read_control"]
+__all__ = ["Glance", "StoredJob", "Workspace", "Workspaces", "read_control"]
 
 _JOB_ID = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _CLAIMING = ".claim."
 _STALE_CLAIM_S = 600
 """No claim takes this long: its process is dead."""
-_LOCK_TRIES = 5
-"""A scan holds a lock for microseconds to see whether it is free."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +72,17 @@ class StoredJob:
     @property
     def delivered(self) -> bool:
         """Whether the coordinator has the outcome, or never will."""
-        record = self.record
-        return record is not None and (
-            record.delivered_at is not None or record.dropped is not None
-        )
+        return self.record is not None and self.record.settled
+
+
+class Glance(NamedTuple):
+    """What one stat tells of a job."""
+
+    job_id: str
+    settled: bool
+    """Whether nothing is owed any more; False also for a damaged one."""
+    written_at: float
+    """CLOCK_REALTIME of the last transition; 0 when there is no state.json."""
 
 
 class Workspaces:
@@ -115,7 +123,7 @@ class Workspaces:
         """Lock a job's directory. Raises WorkspaceBusyError or WorkspaceError."""
         path = self.root / _checked(job_id)
         with explained(f"cannot open {job_id}"):
-            lock_fd = self._lock(path)
+            lock_fd = joblock.take(path, self._clock)
             try:
                 return Workspace(path, lock_fd, load_record(path), self._clock)
             except BaseException:
@@ -129,10 +137,18 @@ class Workspaces:
                 if _JOB_ID.fullmatch(entry.name):
                     yield entry.name
 
-    def scan(self) -> Iterator[StoredJob]:
-        """Look at every job; one small read each for those delivered."""
-        for job_id in self.names():
-            found = self.find(job_id)
+    def glance(self) -> Iterator[Glance]:
+        """Look at every job with one stat: enough to know which ones to read."""
+        with contextlib.suppress(FileNotFoundError), fs.opened(self.root) as root_fd:
+            for job_id in self.names():
+                yield _glance(job_id, root_fd)
+
+    def scan(self, *, settled: bool = True) -> Iterator[StoredJob]:
+        """Read every job, or only those that are not settled."""
+        for seen in self.glance():
+            if seen.settled and not settled:
+                continue
+            found = self.find(seen.job_id)
             if found is not None:
                 yield found
 
@@ -152,7 +168,7 @@ class Workspaces:
         return replace(
             found,
             outcome_recorded=(path / "outcome.json").exists(),
-            lock_held=self._is_locked(path),
+            lock_held=joblock.is_held(path),
         )
 
     def remove(self, job_id: str, *, budget_s: float = DROP_BUDGET_S) -> bool:
@@ -163,7 +179,7 @@ class Workspaces:
         path = self.root / _checked(job_id)
         with explained(f"cannot remove {job_id}"), contextlib.ExitStack() as stack:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                stack.callback(os.close, self._lock(path))
+                stack.callback(os.close, joblock.take(path, self._clock))
             return self._discard(path, budget_s=budget_s)
 
     def tidy(self, *, budget_s: float) -> bool:
@@ -240,43 +256,14 @@ class Workspaces:
                 raise WorkspaceBusyError(f"{claim.job_id} was just claimed") from exc
             raise
 
-    def _lock(self, path: Path) -> int:
-        """Take the job's lock; the caller closes the descriptor."""
-        with fs.opened(path) as dir_fd:
-            lock_fd = fs.open_beneath(dir_fd, "lock", os.O_RDWR)
-            try:
-                self._flock(lock_fd, path.name)
-                _refuse_replaced(dir_fd, path)
-            except BaseException:
-                os.close(lock_fd)
-                raise
-        return lock_fd
 
-    def _flock(self, lock_fd: int, job_id: str) -> None:
-        for left in reversed(range(_LOCK_TRIES)):
-            try:
-                return fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as exc:
-                if not left:
-                    raise WorkspaceBusyError(f"{job_id} is in use") from exc
-            self._clock.sleep(0.005)
-        raise AssertionError  # pragma: no cover - the last round returns or raises
-
-    def _is_locked(self, path: Path) -> bool:
-        try:
-            with fs.opened(path / "lock", os.O_RDWR | os.O_NOFOLLOW) as lock_fd:
-                fcntl.flock(lock_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
-
-
-def _refuse_replaced(dir_fd: int, path: Path) -> None:
-    """Raise when the directory was taken away before its lock was ours."""
-    if not os.path.samestat(os.fstat(dir_fd), path.lstat()):
-        raise WorkspaceBusyError(f"{path.name} was just replaced")
+def _glance(job_id: str, root_fd: int) -> Glance:
+    try:
+        seen = os.stat(f"{job_id}/state.json", dir_fd=root_fd, follow_symlinks=False)
+    except OSError:
+        return Glance(job_id, settled=False, written_at=0.0)
+    settled = stat.S_IMODE(seen.st_mode) == SETTLED_MODE
+    return Glance(job_id, settled=settled, written_at=seen.st_mtime)
 
 
 def _damaged(job_id: str, reason: str) -> StoredJob:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -524,6 +525,29 @@ def test_a_scan_sees_all_jobs_and_nothing_else(home: Workspaces) -> None:
     assert not two.lock_held
 
 
+def test_one_stat_tells_what_is_owed(home: Workspaces) -> None:
+    """A settled job need not be read; a resend that fails makes no debt again."""
+    owed = _claim(home, "job-1")
+    done = _claim(home, "job-2")
+    (home.root / "job-3").mkdir()
+    done.record(_outcome())
+    assert not any(seen.settled for seen in home.glance())
+    done.mark_delivered(_outcome())
+    owed.enter(JobState.ACKED)
+    done.enter(JobState.RETRY_WAIT)
+    seen = {one.job_id: one for one in home.glance()}
+    assert {name: one.settled for name, one in seen.items()} == {
+        "job-1": False,
+        "job-2": True,
+        "job-3": False,
+    }
+    assert seen["job-3"].written_at == 0
+    assert seen["job-1"].written_at == (owed.root / "state.json").stat().st_mtime
+    assert {job.job_id for job in home.scan(settled=False)} == {"job-1", "job-3"}
+    assert {job.job_id for job in home.scan()} == {"job-1", "job-2", "job-3"}
+    assert list(Workspaces(home.root / "none", FakeClock()).glance()) == []
+
+
 def test_what_dead_claims_left_is_tidied_up(home: Workspaces) -> None:
     """Only drafts older than any claim are taken; young ones may be at work."""
     _claim(home)
@@ -582,19 +606,35 @@ def test_of_two_claims_one_wins(
         _claim(home)
 
 
-def test_a_directory_replaced_under_the_lock_is_noticed(
-    home: Workspaces, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A lock on a directory that has lost its name is no lock on the job."""
-    _claim(home).close()
+@dataclass
+class BusyClock(FakeClock):
+    """A clock whose pauses are used by others."""
 
-    def meanwhile(lock_fd: int, job_id: str) -> None:
+    meanwhile: Callable[[], None] = lambda: None
+
+    def sleep(self, seconds: float) -> None:
+        super().sleep(seconds)
+        self.meanwhile()
+
+
+def test_a_short_look_at_the_lock_is_waited_for(home: Workspaces) -> None:
+    """A scan that just holds the lock does not make the job busy."""
+    scan = _claim(home)
+    other = Workspaces(home.root, BusyClock(meanwhile=scan.close))
+    other.open("job-1").close()
+
+
+def test_a_directory_replaced_under_the_lock_is_noticed(home: Workspaces) -> None:
+    """A lock on a directory that has lost its name is no lock on the job."""
+    holder = _claim(home)
+
+    def replace_it() -> None:
         (home.root / "job-1").rename(home.root / ".gone")
         (home.root / "job-1").mkdir()
+        holder.close()
 
-    monkeypatch.setattr(home, "_flock", meanwhile)
     with pytest.raises(WorkspaceBusyError, match="replaced"):
-        home.open("job-1")
+        Workspaces(home.root, BusyClock(meanwhile=replace_it)).open("job-1")
 
 
 def test_a_long_history_keeps_its_ends(home: Workspaces, clock: FakeClock) -> None:

@@ -23,14 +23,21 @@ TRASH = ".trash"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def write_durable(path: Path | str, data: bytes, *, dir_fd: int | None = None) -> None:
-    """Replace `path` by `data` so that both survive a power cut; mode 0600."""
-    replace(path, data, dir_fd=dir_fd, sync=True)
+def write_durable(
+    path: Path | str, data: bytes, *, dir_fd: int | None = None, mode: int = 0o600
+) -> None:
+    """Replace `path` by `data` so that both survive a power cut."""
+    replace(path, data, dir_fd=dir_fd, sync=True, mode=mode)
     fsync_dir(Path(path).parent, dir_fd=dir_fd)
 
 
 def replace(
-    path: Path | str, data: bytes, *, dir_fd: int | None = None, sync: bool = False
+    path: Path | str,
+    data: bytes,
+    *,
+    dir_fd: int | None = None,
+    sync: bool = False,
+    mode: int = 0o600,
 ) -> None:
     """Replace `path` atomically: a reader sees the old bytes or the new ones.
 
@@ -41,7 +48,7 @@ def replace(
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        fd = os.open(temporary, flags, 0o600, dir_fd=dir_fd)
+        fd = os.open(temporary, flags, mode, dir_fd=dir_fd)
         with os.fdopen(fd, "wb") as file:
             file.write(data)
             file.flush()
