@@ -96,5 +96,6 @@ def run_tick(name: str, path: Path) -> Mapping[str, Any]:
         **access,
         roots=[str(config.workspace.root)],
         held=[],
+        orphans=[],
         capacity=asdict(capacity),
     )

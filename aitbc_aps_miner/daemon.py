@@ -20,6 +20,7 @@ from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_EXECUTED
 from aitbc_aps_miner.briefing import Briefing
 from aitbc_aps_miner.callbacks import Callbacks
 from aitbc_aps_miner.callbacks.parts import Parts
+from aitbc_aps_miner.config.load import config_warnings
 from aitbc_aps_miner.config.model import Config
 from aitbc_aps_miner.config.source import ConfigSource
 from aitbc_aps_miner.executor import (
@@ -117,6 +118,8 @@ class Daemon:
             coordinator=config.coordinator.base_url,
             workspace=str(config.workspace.root),
         )
+        for words in config_warnings(config):
+            _log.warning("config.warning", words=words)
         self._rebind(config.status.listen)
         self._start_ticks(config)
         self._reload.start()

@@ -9,6 +9,7 @@ from aitbc_aps_miner.status.view import (
     NodeState,
     RunningJob,
     Slots,
+    TickView,
 )
 
 
@@ -61,6 +62,16 @@ def health_view(parts: Parts, *, uptime_s: float) -> HealthView:
         config_path=str(parts.source.path),
         config_problems=tuple(str(problem) for problem in snapshot.problems),
         gates=_gates(parts),
+        ticks=tuple(
+            TickView(
+                tick=name,
+                outcome=end.outcome,
+                age_s=now - end.at_monotonic,
+                took_s=end.took_s,
+                error=end.error,
+            )
+            for name, end in sorted(node.ticks.items())
+        ),
     )
 
 

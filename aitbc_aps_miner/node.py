@@ -41,6 +41,16 @@ class Running:
     """Workspace root that the job lives under; it may differ from today's."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TickEnd:
+    """How a tick went when it ran last."""
+
+    outcome: str
+    at_monotonic: float
+    took_s: float
+    error: str = ""
+
+
 @dataclass(kw_only=True)
 class Node:
     """The daemon's memory. Every method is safe from any thread."""
@@ -60,6 +70,7 @@ class Node:
     draining: bool = False
     undelivered: int = 0
     disk_used_pct: float = 0
+    ticks: dict[str, TickEnd] = field(default_factory=dict)
     _jobs: dict[str, Running] = field(default_factory=dict)
     _gates: dict[str, Gate] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)

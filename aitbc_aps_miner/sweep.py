@@ -1,8 +1,7 @@
 """The sweep tick: looks at every workspace, asks the coordinator, puts things right.
 
 What to do is decided by reconcile.decide; here are the deeds. Jobs that the daemon
-itself counts are left alone. Files of settled jobs expire here, sooner when the disk
-is above its mark.
+itself counts are left alone. Files of settled jobs expire in expiry.py.
 """
 
 from collections.abc import Mapping
@@ -14,7 +13,6 @@ from typing import Any
 import psutil
 
 from aitbc_aps_miner import outcome as outcomes
-from aitbc_aps_miner.config.model import Config
 from aitbc_aps_miner.coordinator import JobView
 from aitbc_aps_miner.errors import (
     CoordinatorError,
@@ -23,6 +21,7 @@ from aitbc_aps_miner.errors import (
     WorkspaceBusyError,
     WorkspaceError,
 )
+from aitbc_aps_miner.expiry import EXPIRE_BUDGET_S, expire
 from aitbc_aps_miner.jobrecord import Claim, Record
 from aitbc_aps_miner.manifest import parse
 from aitbc_aps_miner.models import JobState, Origin
@@ -34,9 +33,9 @@ from aitbc_aps_miner.util import fs, log, proc
 from aitbc_aps_miner.workspace import StoredJob, Workspaces
 from aitbc_aps_miner.world import Line, World
 
-# Deleting 100 000 expired workspaces goes on in the next sweeps.
-EXPIRE_BUDGET_S = 20.0
 KILL_WAIT_S = 5.0
+
+LOST_DISK = "this node has no trace of the attempt; it may have run and may not rerun"
 
 _ACTIVE = frozenset({"leased", "acked", "running"})
 _OURS = frozenset({"succeeded", "failed"})
@@ -52,24 +51,32 @@ def sweep(
     extensions: list[str] | None,
     roots: list[str],
     held: list[str],
+    orphans: list[str],
     capacity: Mapping[str, Any],
 ) -> Report:
-    """Settle every workspace under `roots`; `held` are the daemon's own jobs."""
+    """Settle every workspace under `roots`; `held` are the daemon's own jobs.
+
+    `orphans` are the jobs that the last sweep found at the coordinator and not here:
+    one seen twice did not belong to a pull that was open meanwhile.
+    """
     world = World(channel, config, token, extensions)
     settling = _Settling(world, capacity_of(capacity))
     delivered: list[tuple[Workspaces, StoredJob]] = []
+    here = set(held)
     for root in roots:
         workspaces = world.workspaces(root)
         for job in workspaces.scan():
             if job.job_id in held:
                 continue
+            here.add(job.job_id)
             if job.delivered:
                 delivered.append((workspaces, job))
             else:
                 settling.settle(workspaces, job)
         with suppress(WorkspaceError):
             workspaces.tidy(budget_s=EXPIRE_BUDGET_S)
-    used_pct = _expire(world, delivered)
+    settling.settle_the_rest(here, {job.job_id for _, job in delivered}, orphans)
+    used_pct = expire(world, delivered)
     return {**settling.report, "disk_used_pct": used_pct}
 
 
@@ -84,6 +91,8 @@ class _Settling:
             "running": [],
             "run": [],
             "deliver": [],
+            "resend": [],
+            "orphans": [],
             "undelivered": 0,
             "damaged": [],
         }
@@ -117,6 +126,54 @@ class _Settling:
             )
         with suppress(WorkspaceBusyError):  # someone else is at it
             self._do(action, workspaces, job.record, claim)
+
+    def settle_the_rest(
+        self, here: set[str], delivered: set[str], orphans: list[str]
+    ) -> None:
+        """Settle what the coordinator counts on us for and we have done or never had."""
+        try:
+            active = self._active(self._world.origin) or {}
+        except CoordinatorError:
+            return  # unknown is never "none"
+        self.report["resend"] = sorted(delivered & active.keys())
+        for job_id in active.keys() - here:
+            self.report["orphans"].append(job_id)
+            if job_id in orphans:
+                self._settle_orphan(active[job_id])
+
+    def _settle_orphan(self, view: JobView) -> None:
+        raw = view.manifest if isinstance(view.manifest, Mapping) else {}
+        found = Found(
+            job_id=view.job_id,
+            on_disk=OnDisk.NOTHING,
+            idempotent=raw.get("idempotent") is True,
+        )
+        leased = view.state == "leased"
+        action = decide(found, View.LEASED if leased else View.RUNNING)
+        _log.info("job.orphan", job_id=view.job_id, state=view.state, action=action)
+        if action is Action.RUN:
+            self._run(raw)
+        elif action is Action.FAIL_LOST:
+            self._fail_raw(view.job_id, view.attempt, LOST_DISK)
+
+    def _run(self, raw: Mapping[str, Any]) -> None:
+        try:
+            manifest = parse(raw, max_timeout_s=self._world.config.resources.max_job_s)
+            reservation = self._capacity.reserve(manifest.requirements)
+        except JobError as error:
+            _log.info("job.orphan_waits", reason=str(error))
+            return  # its lease runs out, or a slot is free at the next sweep
+        self._capacity = self._capacity.taking(manifest.job_id, reservation)
+        self.report["run"].append(
+            {**job_of(self._world, manifest, raw, reservation), "fresh": True}
+        )
+
+    def _fail_raw(self, job_id: str, attempt: int, words: str) -> None:
+        with (
+            suppress(CoordinatorError),
+            self._world.coordinator() as coordinator,
+        ):
+            coordinator.fail_raw(job_id, attempt, ErrorCode.E_LOST, words, {})
 
     def _do(  # noqa: C901  one deed an action
         self,
@@ -289,64 +346,3 @@ def _end_leftovers(path: Path, record: Record) -> None:
             if process.environ().get("HOME") == home:
                 proc.kill_descendants(process.pid, KILL_WAIT_S)
                 process.kill()
-
-
-def _expire(world: World, delivered: list[tuple[Workspaces, StoredJob]]) -> float:
-    """Remove what is past its time, and more, oldest first, on a full disk.
-
-    What stays for `results.keep_trying` is a tombstone that recognises a job handed
-    out again. Gives the disk use in per cent.
-    """
-    config, now = world.config, world.clock.realtime()
-    budget_ends = world.clock.monotonic() + EXPIRE_BUDGET_S
-    used_pct = disk_used_pct(config.workspace.root)
-    pressed = used_pct >= config.workspace.disk_high_pct
-    delivered.sort(key=lambda pair: _ended_at(pair[1]))
-    for workspaces, job in delivered:
-        if world.clock.monotonic() > budget_ends:
-            break
-        age_s = now - _ended_at(job)
-        keep_s = _keep_s(config, job)
-        with suppress(WorkspaceError):
-            if age_s > max(keep_s, config.results.keep_trying):
-                workspaces.remove(job.job_id)
-            elif (age_s > keep_s or pressed) and not _is_buried(job):
-                _bury(workspaces, job.job_id)
-                used_pct = disk_used_pct(config.workspace.root)
-                pressed = pressed and used_pct >= config.workspace.disk_low_pct
-    return used_pct
-
-
-def _keep_s(config: Config, job: StoredJob) -> float:
-    done = job.record is not None and job.record.state is JobState.DONE
-    return config.workspace.keep_success if done else config.workspace.keep_failed
-
-
-def _ended_at(job: StoredJob) -> float:
-    record = job.record
-    if record is None:
-        return 0.0
-    return record.delivered_at or record.history[-1].moment.realtime
-
-
-def _is_buried(job: StoredJob) -> bool:
-    return job.record is not None and job.record.buried
-
-
-def _bury(workspaces: Workspaces, job_id: str) -> None:
-    workspace = workspaces.open(job_id)
-    try:
-        workspace.bury()
-    finally:
-        workspace.close()
-
-
-def disk_used_pct(root: Path) -> float:
-    """Give how full the disk of `root` is, in per cent; 0 when it can't be asked."""
-    while True:
-        try:
-            return float(psutil.disk_usage(str(root)).percent)
-        except FileNotFoundError:
-            root = root.parent
-        except OSError:
-            return 0.0

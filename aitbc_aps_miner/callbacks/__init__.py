@@ -22,8 +22,8 @@ from aitbc_aps_miner.callbacks.pulls import Pulls
 from aitbc_aps_miner.config.model import Config
 from aitbc_aps_miner.executor import Isolated, TaskFailedError
 from aitbc_aps_miner.models import Gpu
-from aitbc_aps_miner.node import Node
-from aitbc_aps_miner.scheduler import TASKS
+from aitbc_aps_miner.node import Node, TickEnd
+from aitbc_aps_miner.scheduler import TASKS, TICKS
 from aitbc_aps_miner.trigger import Backoff
 from aitbc_aps_miner.util import log
 
@@ -63,24 +63,29 @@ class Callbacks:
     def on_event(self, event: JobExecutionEvent) -> None:
         """React to the end of a tick or a job, however it ended."""
         name, _, key = event.job_id.partition(":")
-        report: Mapping[str, Any] | None = None
-        error = event.exception
-        if error is None and isinstance(event.retval, Mapping):
-            report = event.retval
-            error = report.get("error")
-        now = self._parts.clock.monotonic()
-        took_s = now - self._began.pop(event.job_id, now)
-        self._parts.metrics.tick_ended(name, _word(error), took_s)
-        if error is not None:
-            _log.warning(
-                "tick.failed",
-                tick=event.job_id,
-                error=str(error),
-                traceback=event.traceback or None,
-            )
+        report = event.retval if isinstance(event.retval, Mapping) else None
+        error = event.exception or (report or {}).get("error")
+        if name == "pull" and self.pulls.was_ended:
+            error = None  # by us, on purpose
+        self._note_end(event, name, error)
         reaction = self._reactions.get(name)
         if reaction is not None:
             reaction(key, report)
+
+    def _note_end(self, event: JobExecutionEvent, name: str, error: object) -> None:
+        now = self._parts.clock.monotonic()
+        took_s = now - self._began.pop(event.job_id, now)
+        self._parts.metrics.tick_ended(name, _word(error), took_s)
+        words = "" if error is None else str(error)
+        if name in TICKS:
+            self._parts.node.ticks[name] = TickEnd(
+                outcome=_word(error), at_monotonic=now, took_s=took_s, error=words
+            )
+        if error is not None:
+            trace = event.traceback if event.exception else None
+            _log.warning(
+                "tick.failed", tick=event.job_id, error=words, traceback=trace or None
+            )
 
     def on_message(self, job_id: str, kind: str, payload: Any) -> Any:
         """Hear a running child; the return value answers a question."""
@@ -143,6 +148,7 @@ class Callbacks:
         config = self._parts.config
         self._parts.scheduler.retime(config, config, node.heartbeat_floor_s)
         _log.info("node.registered", registered=node.registered)
+        log.add_secrets([str(report["token"])])
         self._parts.tokens.registered(str(report["token"]))
 
     def _heartbeat_ended(self, report: Mapping[str, Any] | None) -> None:

@@ -13,7 +13,8 @@ from aitbc_aps_miner.util import log
 
 JOB_REF = "aitbc_aps_miner.job:run"
 
-# While adopted jobs run nobody of ours waits for their end: look more often.
+# While adopted jobs run nobody of ours waits for their end, and an orphan has to be
+# seen twice: look more often.
 ADOPTED_SWEEP_S = 2.0
 
 DELIVERY_MIN_S = 1.0
@@ -32,6 +33,7 @@ class Jobs:
         self._slot_freed = slot_freed
         self._hooks = hooks.discover()
         self._tries: dict[str, int] = {}
+        self.orphans: list[str] = []
 
     def start(self, job: Mapping[str, Any], *, resume: bool = False) -> None:
         """Give a job its slot and its process."""
@@ -136,8 +138,13 @@ class Jobs:
     def settle(self, report: Mapping[str, Any]) -> None:
         """Adopt what runs, resume what never ran, deliver what waits."""
         self._adopt(report)
+        self.orphans = list(report.get("orphans", ()))
+        held = {job.job_id for job in self._parts.node.jobs()}
         for job in report.get("run", ()):
-            self.start(job, resume=True)
+            if job["job_id"] not in held:
+                self.start(job, resume=not job.get("fresh", False))
+        for job_id in report.get("resend", ()):
+            self.resend(str(job_id))
         for job_id in report.get("deliver", ()):
             if not self._parts.scheduler.is_due(f"deliver:{job_id}"):
                 self.deliver(str(job_id))
@@ -157,7 +164,7 @@ class Jobs:
             _log.info("job.adopted_ended", job_id=job.job_id)
         if ended:
             self._slot_freed()
-        if any(job.adopted for job in node.jobs()):
+        if self.orphans or any(job.adopted for job in node.jobs()):
             pause_s = min(ADOPTED_SWEEP_S, self._parts.config.sweep.interval_s)
             self._parts.scheduler.run_in("sweep", pause_s)
 

@@ -30,6 +30,7 @@ class Pulls:
         self._failures = 0
         self._duplicates = 0
         self._recovered = False
+        self.was_ended = False
 
     def recovered(self) -> None:
         """Allow pulls: what ran before this daemon is counted now."""
@@ -39,8 +40,8 @@ class Pulls:
 
     def request(self) -> None:
         """Pull now if there is room; end an open long poll that asks for too little."""
-        node, executor = self._parts.node, self._parts.executor
-        running = "pull" in executor.running()
+        node = self._parts.node
+        running = "pull" in self._parts.executor.running()
         if not self._recovered or not node.takes_work:
             if not running:
                 self._parts.scheduler.pause("pull")
@@ -52,22 +53,27 @@ class Pulls:
         if not kinds(node) <= self._kinds:
             # The coordinator's list of active jobs brings back a job whose handing
             # out crosses this: the next sweep finds it leased and unknown here.
-            executor.kill("pull", "its filters are stale")
+            self._end_open("its filters are stale")
 
     def stop(self) -> None:
         """Pull no more; an open long poll brings nothing that would be run."""
         self._recovered = False
         self._parts.scheduler.pause("pull")
-        self._parts.executor.kill("pull", "the daemon ends")
+        self._end_open("the daemon ends")
+
+    def _end_open(self, reason: str) -> None:
+        self.was_ended = True
+        self._parts.executor.kill("pull", reason)
 
     def opening(self) -> Mapping[str, Any]:
         """Note what the opening pull asks for; give the tick its capacity."""
-        self._asked = False
+        self._asked = self.was_ended = False
         self._kinds = kinds(self._parts.node)
         return {"capacity": asdict(self._parts.node.capacity())}
 
     def ended(self, report: Mapping[str, Any] | None) -> None:
         """Start what was accepted and time the next pull."""
+        self.was_ended = False
         if not self._recovered:
             return
         if report is None or "error" in report:
