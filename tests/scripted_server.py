@@ -70,10 +70,10 @@ class Connection:
         """Close the connection after this answer."""
         self._handler.close_connection = True
 
-    def gone(self) -> None:
-        """Wait until the client hangs up."""
+    def gone(self, timeout_s: float = 20) -> None:
+        """Wait until the client hangs up, or for `timeout_s`."""
         with contextlib.suppress(OSError):
-            self._handler.connection.settimeout(20)
+            self._handler.connection.settimeout(timeout_s)
             self._handler.connection.recv(1)
         self.hang_up()
 

@@ -199,13 +199,17 @@ class Delivery:
     def _post(
         self, path: str, key: str, *, json: Any = None, body: Body | None = None
     ) -> None:
+        # An unusable job id may be nothing a header can carry: then without a key.
+        sendable = key.isascii() and key.isprintable()
+        headers = {"Idempotency-Key": key} if sendable else {}
+
         def once() -> None:
             reply = self._transport.call(
                 "POST",
                 path,
                 json=json,
                 body=body,
-                headers={"Idempotency-Key": key},
+                headers=headers,
                 expect=frozenset({_FINAL}),
             )
             if reply.status != _FINAL:
