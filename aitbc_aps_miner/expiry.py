@@ -8,61 +8,61 @@ import psutil
 from aitbc_aps_miner.config.model import Config
 from aitbc_aps_miner.errors import WorkspaceError
 from aitbc_aps_miner.models import JobState
-from aitbc_aps_miner.workspace import StoredJob, Workspaces
+from aitbc_aps_miner.workspace import Glance, Workspaces
 from aitbc_aps_miner.world import World
 
 # Deleting 100 000 expired workspaces goes on in the next sweeps.
 EXPIRE_BUDGET_S = 20.0
 
 
-def expire(world: World, delivered: list[tuple[Workspaces, StoredJob]]) -> float:
+def expire(world: World, settled: list[tuple[Workspaces, Glance]]) -> float:
     """Remove what is past its time, and more, oldest first, on a full disk.
 
-    What stays for `results.keep_trying` is a tombstone that recognises a job handed
-    out again. Gives the disk use in per cent.
+    What stays for another `results.keep_trying` is a tombstone that recognises a job
+    handed out again. Gives the disk use in per cent.
     """
     config, now = world.config, world.clock.realtime()
     budget_ends = world.clock.monotonic() + EXPIRE_BUDGET_S
     used_pct = disk_used_pct(config.workspace.root)
     pressed = used_pct >= config.workspace.disk_high_pct
-    delivered.sort(key=lambda pair: _ended_at(pair[1]))
-    for workspaces, job in delivered:
+    settled.sort(key=lambda pair: pair[1].written_at)
+    for workspaces, job in settled:
+        age_s = now - job.written_at
         if world.clock.monotonic() > budget_ends:
             break
-        age_s = now - _ended_at(job)
-        keep_s = _keep_s(config, job)
+        if not pressed and age_s <= _shortest_s(config):
+            break  # oldest first: all that follow are younger
         with suppress(WorkspaceError):
-            if age_s > max(keep_s, config.results.keep_trying):
-                workspaces.remove(job.job_id)
-            elif (age_s > keep_s or pressed) and not _is_buried(job):
-                _bury(workspaces, job.job_id)
+            if _end(config, workspaces, job.job_id, age_s, pressed=pressed):
                 used_pct = disk_used_pct(config.workspace.root)
                 pressed = pressed and used_pct >= config.workspace.disk_low_pct
     return used_pct
 
 
-def _keep_s(config: Config, job: StoredJob) -> float:
-    done = job.record is not None and job.record.state is JobState.DONE
-    return config.workspace.keep_success if done else config.workspace.keep_failed
-
-
-def _ended_at(job: StoredJob) -> float:
-    record = job.record
-    if record is None:
-        return 0.0
-    return record.delivered_at or record.history[-1].moment.realtime
-
-
-def _is_buried(job: StoredJob) -> bool:
-    return job.record is not None and job.record.buried
-
-
-def _bury(workspaces: Workspaces, job_id: str) -> None:
+def _end(
+    config: Config, workspaces: Workspaces, job_id: str, age_s: float, *, pressed: bool
+) -> bool:
+    """Bury or remove one job if it is time; whether that freed anything."""
+    if not (workspaces.root / job_id / "job.json").exists():  # buried before
+        return age_s > config.results.keep_trying and workspaces.remove(job_id)
+    found = workspaces.find(job_id)
+    if found is None or found.record is None:
+        return False
+    done = found.record.state is JobState.DONE
+    keep = config.workspace.keep_success if done else config.workspace.keep_failed
+    if age_s <= keep and not pressed:
+        return False
     workspace = workspaces.open(job_id)
     try:
         workspace.bury()
     finally:
         workspace.close()
+    return True
+
+
+def _shortest_s(config: Config) -> float:
+    keep = config.workspace
+    return min(keep.keep_success, keep.keep_failed, config.results.keep_trying)
 
 
 def disk_used_pct(root: Path) -> float:

@@ -30,7 +30,7 @@ from aitbc_aps_miner.sandbox.cgroup import SPARE_PREFIX, Cgroup
 from aitbc_aps_miner.slots import Capacity
 from aitbc_aps_miner.tasks import Report, capacity_of, job_of
 from aitbc_aps_miner.util import fs, log, proc
-from aitbc_aps_miner.workspace import StoredJob, Workspaces
+from aitbc_aps_miner.workspace import Glance, StoredJob, Workspaces
 from aitbc_aps_miner.world import Line, World
 
 KILL_WAIT_S = 5.0
@@ -61,22 +61,22 @@ def sweep(
     """
     world = World(channel, config, token, extensions)
     settling = _Settling(world, capacity_of(capacity))
-    delivered: list[tuple[Workspaces, StoredJob]] = []
+    settled: list[tuple[Workspaces, Glance]] = []
     here = set(held)
     for root in roots:
         workspaces = world.workspaces(root)
-        for job in workspaces.scan():
-            if job.job_id in held:
+        for seen in workspaces.glance():
+            if seen.job_id in held:
                 continue
-            here.add(job.job_id)
-            if job.delivered:
-                delivered.append((workspaces, job))
-            else:
+            here.add(seen.job_id)
+            if seen.settled:
+                settled.append((workspaces, seen))
+            elif (job := workspaces.find(seen.job_id)) is not None:
                 settling.settle(workspaces, job)
         with suppress(WorkspaceError):
             workspaces.tidy(budget_s=EXPIRE_BUDGET_S)
-    settling.settle_the_rest(here, {job.job_id for _, job in delivered}, orphans)
-    used_pct = expire(world, delivered)
+    settling.settle_the_rest(here, {job.job_id for _, job in settled}, orphans)
+    used_pct = expire(world, settled)
     return {**settling.report, "disk_used_pct": used_pct}
 
 
@@ -130,7 +130,7 @@ class _Settling:
     def settle_the_rest(
         self, here: set[str], delivered: set[str], orphans: list[str]
     ) -> None:
-        """Settle what the coordinator counts on us for and we have done or never had."""
+        """Settle what the coordinator expects of us and we have done or never had."""
         try:
             active = self._active(self._world.origin) or {}
         except CoordinatorError:
