@@ -28,7 +28,7 @@ def parse(raw: object, *, max_timeout_s: float) -> Manifest:
     Raises JobError E_MANIFEST whose message holds all problems, and nothing else
     whatever `raw` is.
     """
-    flaw = next(_flaws(raw), None)
+    flaw = _flaw(raw)
     if flaw is not None:
         raise JobError(ErrorCode.E_MANIFEST, f"manifest: {flaw}")
     try:
@@ -53,22 +53,19 @@ def without_secrets(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in raw.items() if key != "secrets"}
 
 
-def _flaws(raw: object) -> Iterator[str]:
-    """Name what is no plain JSON, without recursion: depth is the sender's choice."""
+def _flaw(raw: object) -> str | None:
+    """Say what is no plain JSON, without recursion: depth is the sender's choice."""
     if not isinstance(raw, dict):
-        yield f"expected an object, given {type(raw).__name__}"
-        return
+        return f"expected an object, given {type(raw).__name__}"
     level: list[object] = [raw]
     for _ in range(_MAX_DEPTH):
-        yield from (
-            f"expected plain JSON, given {_short(value)}"
-            for value in level
-            if not _is_plain(value)
-        )
+        odd = [value for value in level if not _is_plain(value)]
+        if odd:
+            return f"expected plain JSON, given {_short(odd[0])}"
         level = [inner for value in level for inner in _inside(value)]
         if not level:
-            return
-    yield f"nested deeper than {_MAX_DEPTH} levels"
+            return None
+    return f"nested deeper than {_MAX_DEPTH} levels"
 
 
 def _inside(value: object) -> Iterator[object]:

@@ -182,6 +182,11 @@ def test_orders_of_surprising_types_are_not_obeyed(value: object) -> None:
     assert kind is UnavailableError
 
 
+def test_a_heartbeat_that_is_refused() -> None:
+    """It is no word about registration."""
+    assert refused(says(422), lambda api: api.heartbeat({})) is RefusedError
+
+
 # pull
 
 
@@ -505,6 +510,14 @@ def test_a_log_that_cannot_be_read_is_no_crash(tmp_path: Path) -> None:
     ask(says(200), lambda api: api.deliver(outcome, open_artifact, tmp_path))
 
 
+def test_a_log_that_breaks_off_is_an_error_of_the_tree(tmp_path: Path) -> None:
+    """A disk that fails, say; here a file that opens and cannot be read."""
+    outcome, open_artifact, _ = success(tmp_path)
+    memory = Path("/proc/self/mem")
+    with closing(node("http://127.0.0.1:1")) as api, pytest.raises(RefusedError):
+        api.deliver(outcome, open_artifact, memory)
+
+
 # queries
 
 
@@ -779,6 +792,17 @@ def test_where_uploads_are_not_known_they_are_asked_for(tmp_path: Path) -> None:
         api.deliver(*success(tmp_path, a=b"1"))
         assert [seen.method for seen in server.seen] == ["OPTIONS", "POST"]
         assert not api.capabilities.uploads
+
+
+def test_where_uploads_are_not_offered_that_is_remembered(tmp_path: Path) -> None:
+    """One question is enough."""
+    with (
+        serving(says(404), says(200)) as server,
+        closing(node(server.url, resumable_above_mb=0)) as api,
+    ):
+        for _ in range(2):
+            api.deliver(*success(tmp_path, a=b"1"))
+        assert [seen.method for seen in server.seen] == ["OPTIONS", "POST", "POST"]
 
 
 @pytest.mark.parametrize("no_registration", [False, True])

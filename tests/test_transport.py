@@ -433,6 +433,14 @@ def test_only_the_coordinators_own_origin_gets_calls(
             assert client.resolve(location).raw_path.decode() == target
 
 
+def test_a_request_that_cannot_be_written_is_never_sent() -> None:
+    """It is ours to mend: no repetition helps."""
+    with serving(says()) as server, transport(server.url) as client:
+        with pytest.raises(RefusedError) as caught:
+            client.call("GET", "x", headers={"X-Odd": "a\0b"})
+        assert (caught.value.status, server.seen) == (0, [])
+
+
 def foreign_exceptions() -> list[type[Exception]]:
     """Every exception that the libraries export."""
     found: dict[str, type[Exception]] = {}

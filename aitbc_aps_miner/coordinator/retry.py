@@ -51,18 +51,18 @@ def retrying(
     """
     end = clock.monotonic() + within_s
     pause_s = first_pause_s
-    for left in reversed(range(tries)):
+    while True:
+        tries -= 1
         try:
             return call()
         except CoordinatorError as error:
             wish_s = getattr(error, "retry_after_s", None) or 0.0
             wait_s = max(pause_s, wish_s)
             over = clock.monotonic() + wait_s >= end
-            if not left or over or not may_retry(idempotent=idempotent, error=error):
+            if tries <= 0 or over or not may_retry(idempotent=idempotent, error=error):
                 raise
         clock.sleep(wait_s)
         pause_s *= 2
-    raise AssertionError("tries must be positive")
 
 
 def retry_after_s(value: str | None, now: float) -> float | None:

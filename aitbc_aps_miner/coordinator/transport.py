@@ -8,7 +8,7 @@ origin only: redirects are refused, not followed.
 import ssl
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol, Self
 
 import httpcore
@@ -75,7 +75,7 @@ class TokenSource(Protocol):
 class FixedToken:
     """A token that cannot be renewed: the bootstrap token, or a command by hand."""
 
-    token: str
+    token: str = field(repr=False)
 
     def current(self) -> str | None:
         """Give the token."""
