@@ -49,6 +49,7 @@ class CoordinatorServer:
         self._port = port
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._app: Application | None = None
         self._server: Server | None = None
 
     @property
@@ -66,6 +67,11 @@ class CoordinatorServer:
     def port(self) -> int:
         """The port, the same after every restart."""
         return self._port
+
+    @property
+    def spool_path(self) -> Path:
+        """The directory of uploaded files."""
+        return self._spool.path
 
     # Jobs ---------------------------------------------------------------------
 
@@ -108,6 +114,12 @@ class CoordinatorServer:
             if not self._changed.wait_for(is_true, timeout_s):
                 last = [call[:3] for call in self.requests[-10:]]
                 raise TimeoutError(f"after {timeout_s} s: {say()}; last calls: {last}")
+
+    def wait_for_polls(self, count: int = 1, timeout_s: float = 10) -> None:
+        """Wait until so many long polls are held open."""
+        left_s = deadline(timeout_s)
+        while self.call(self._polls) < count:
+            left_s()
 
     # Faults -------------------------------------------------------------------
 
@@ -180,18 +192,22 @@ class CoordinatorServer:
         self.stop()
         self._spool.__exit__(kind, error, trace)
 
+    def _polls(self) -> int:
+        # The server's own tick waits on the same bell.
+        return 0 if self._app is None else self._app.site.bell.waiting - 1
+
     def _main(self, sock: socket.socket, up: "Future[None]") -> None:
         asyncio.run(self._serve(sock, up))
 
     async def _serve(self, sock: socket.socket, up: "Future[None]") -> None:
         self._loop = asyncio.get_running_loop()
         self.state.listeners = [self._on_change]
-        app = Application(self.state, self._spool, self.faults, self._on_call)
+        self._app = Application(self.state, self._spool, self.faults, self._on_call)
         tls: dict[str, Any] = {}
         if self._tls is not None:
             tls = {"ssl_certfile": self._tls[0], "ssl_keyfile": self._tls[1]}
         ready = functools.partial(up.set_result, None)
-        self._server = Server(app, ready, log_config=None, **tls)
+        self._server = Server(self._app, ready, log_config=None, **tls)
         await self._server.serve(sockets=[sock])
 
     def _on_change(self, job: Job) -> None:

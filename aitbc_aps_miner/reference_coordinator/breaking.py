@@ -108,8 +108,12 @@ class Breaking:
         await problem_reply(problem)(call.scope, call.receive, call.line.send)
 
     async def _stall(self, call: "_Exchange") -> None:
-        await self._bell.sleep(call.fault.seconds)
-        await self._app(call.scope, call.receive, call.line.send)
+        async def send_late(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await self._bell.sleep(call.fault.seconds)
+            await call.line.send(message)
+
+        await self._app(call.scope, call.receive, send_late)
 
     async def _cut(self, call: "_Exchange") -> None:
         left = call.fault.bytes or 0

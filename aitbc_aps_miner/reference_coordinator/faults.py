@@ -34,7 +34,7 @@ class FaultKind(StrEnum):
     STATUS = "status"
     """`status` is answered, with `retry_after_s` as Retry-After; no effect."""
     STALL = "stall"
-    """The call waits `seconds` before it takes effect."""
+    """The call takes effect; its answer waits `seconds`."""
     CUT = "cut"
     """The connection closes after `bytes` of the request's body."""
     CUT_REPLY = "cut_reply"

@@ -11,6 +11,7 @@ from aitbc_aps_miner.reference_coordinator.multipart import Form, read_form
 from aitbc_aps_miner.reference_coordinator.problems import (
     conflict,
     invalid,
+    not_found,
 )
 from aitbc_aps_miner.reference_coordinator.records import Job, Submission
 from aitbc_aps_miner.reference_coordinator.results import (
@@ -46,13 +47,11 @@ class NodeApi:
             endpoint = getattr(self, path.rpartition("/")[2])
             self.router.add_api_route(f"/{path}", endpoint, methods=["POST"])
         self.router.add_api_route("/jobs/result", self.result, methods=["POST"])
-        if not self._rules.no_registration:
-            self.router.add_api_route(
-                "/nodes/register", self.register, methods=["POST"]
-            )
-            self.router.add_api_route(
-                "/nodes/heartbeat", self.heartbeat, methods=["POST"]
-            )
+        for endpoint in (self.register, self.heartbeat):
+            # Without registration they are still routes: /nodes/{node_id} is one, too.
+            served = self._absent if self._rules.no_registration else endpoint
+            path = f"/nodes/{endpoint.__name__}"
+            self.router.add_api_route(path, served, methods=["POST"])
 
     async def register(self, request: Request) -> Response:
         """Give a node its token."""
@@ -146,6 +145,9 @@ class NodeApi:
                 outcome={"succeeded": True, "metadata": metadata},
             )
             return self._settle(submission, form, metadata)
+
+    async def _absent(self) -> Response:
+        raise not_found("call: this coordinator has no registration")
 
     def _settle(
         self, submission: Submission, form: Form, metadata: dict[str, Any]

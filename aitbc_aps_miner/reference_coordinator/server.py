@@ -15,6 +15,7 @@ from aitbc_aps_miner.reference_coordinator.app import Application
 from aitbc_aps_miner.reference_coordinator.breaking import TRANSPORT
 
 _LAST_WORDS_S = 0.3
+_DATE_HEADER_S = 1.0
 _KEEP_ALIVE_S = 75  # longer than a node's pause between two calls
 
 
@@ -55,13 +56,35 @@ class Server(uvicorn.Server):
         """End soon; to be called in the event loop's thread."""
         self.should_exit = True
         self._app.site.bell.close()
-        asyncio.get_running_loop().call_later(_LAST_WORDS_S, self.abort_all)
+
+    async def main_loop(self) -> None:
+        """Serve until `stop`; uvicorn would look for that ten times a second."""
+        while not await self.on_tick(0):
+            await self._app.site.bell.sleep(_DATE_HEADER_S)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Give calls under way a moment, then close what is left.
+
+        Uvicorn would wait for them for as long as they take, with pauses.
+        """
+        for server in [*self.servers, *(sockets or ())]:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        await self._wait_for_calls()
+        self.abort_all()
+        await self._wait_for_calls()
+        await self.lifespan.shutdown()
 
     def abort_all(self) -> None:
         """Close every connection, whatever is under way on it."""
         for connection in list(self.server_state.connections):
             if connection.transport is not None:
                 connection.transport.abort()
+
+    async def _wait_for_calls(self) -> None:
+        if self.server_state.tasks:
+            await asyncio.wait(self.server_state.tasks, timeout=_LAST_WORDS_S)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

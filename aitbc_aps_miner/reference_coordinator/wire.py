@@ -32,6 +32,11 @@ class Bell:
         self.is_closed = False
         self._waiters: set[asyncio.Future[None]] = set()
 
+    @property
+    def waiting(self) -> int:
+        """How many wait now."""
+        return len(self._waiters)
+
     def ring(self) -> None:
         """Wake all who wait now."""
         for waiter in self._waiters:
