@@ -17,7 +17,11 @@ from aitbc_aps_miner.artifacts import ArtifactCollector
 from aitbc_aps_miner.channel import Channel
 from aitbc_aps_miner.config.model import Config
 from aitbc_aps_miner.coordinator import NodeApi
-from aitbc_aps_miner.errors import AttemptHereError, UnavailableError
+from aitbc_aps_miner.errors import (
+    AttemptHereError,
+    UnavailableError,
+    WorkspaceError,
+)
 from aitbc_aps_miner.identity import load_or_create
 from aitbc_aps_miner.lifecycle import Job
 from aitbc_aps_miner.manifest import parse
@@ -106,6 +110,11 @@ class _Process:
                     report = lifecycle.run_one(job, self, ports)
             except AttemptHereError as here:
                 return _not_run(job.manifest, str(here))
+            except WorkspaceError as error:
+                if self._workspace is not None:
+                    raise
+                # Nothing was promised to anyone: its lease brings it to another node.
+                return _not_run(job.manifest, str(error), JobState.PULLING)
             except UnavailableError as error:
                 # The ack has no answer; the claim stays for the sweep to settle.
                 return _not_run(job.manifest, f"not acked: {error}")
@@ -239,10 +248,12 @@ def _own_cgroups() -> Cgroup | None:
         return None
 
 
-def _not_run(manifest: Manifest, message: str) -> JobReport:
+def _not_run(
+    manifest: Manifest, message: str, state: JobState = JobState.IDLE
+) -> JobReport:
     return JobReport(
         job_id=manifest.job_id,
         attempt=manifest.attempt,
-        state=JobState.IDLE,
+        state=state,
         message=message,
     )

@@ -66,11 +66,18 @@ class Reload:
             )
             if self._stop_fd in ready:
                 return
-            step_s = self._step.step()
-            if abs(step_s) > STEP_S:
-                _log.warning("clock.stepped", step_s=round(step_s, 3))
-                self._parts.scheduler.shift(step_s)
-            self._look()
+            try:
+                self._keep_time()
+                self._look()
+            except Exception:
+                # The border of this thread: without it no edit would ever count again.
+                _log.exception("reload.failed")
+
+    def _keep_time(self) -> None:
+        step_s = self._step.step()
+        if abs(step_s) > STEP_S:
+            _log.warning("clock.stepped", step_s=round(step_s, 3))
+            self._parts.scheduler.shift(step_s)
 
     def _look(self) -> None:
         snapshot = self._parts.source.check()

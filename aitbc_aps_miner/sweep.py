@@ -77,7 +77,21 @@ def sweep(
             workspaces.tidy(budget_s=EXPIRE_BUDGET_S)
     settling.settle_the_rest(here, {job.job_id for _, job in settled}, orphans)
     used_pct = expire(world, settled)
-    return {**settling.report, "disk_used_pct": used_pct}
+    return {
+        **settling.report,
+        "disk_used_pct": used_pct,
+        "unwritable": _unwritable(Path(world.config.workspace.root)),
+    }
+
+
+def _unwritable(root: Path) -> str | None:
+    """Say why nothing can be stored under `root`; None when something can."""
+    try:
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fs.write_durable(root / ".writable", b"")
+    except OSError as error:
+        return str(error)
+    return None
 
 
 class _Settling:

@@ -44,6 +44,7 @@ class Callbacks:
         self.jobs = Jobs(parts, self._slot_freed)
         self.pulls = Pulls(parts, self.jobs.start, self.jobs.resend)
         self._heartbeat_at = float("-inf")
+        self._heartbeat_asked = False
         self._unknown_heartbeats = 0
         self._began: dict[str, float] = {}
         self._reactions = {
@@ -115,6 +116,9 @@ class Callbacks:
         """Heartbeat the true counts soon; a burst of requests is one heartbeat."""
         if self._parts.node.heartbeat_failures:
             return  # its backoff goes first
+        if "heartbeat" in self._parts.executor.running():
+            self._heartbeat_asked = True
+            return
         due = self._heartbeat_at + HEARTBEAT_GAP_S - self._parts.clock.monotonic()
         self._parts.scheduler.run_in("heartbeat", max(0.0, due))
 
@@ -164,6 +168,9 @@ class Callbacks:
             asked_s = float((report or {}).get("retry_after_s") or 0)
             self._parts.scheduler.run_in("heartbeat", max(pause_s, asked_s))
             return
+        if self._heartbeat_asked:
+            self._heartbeat_asked = False
+            self._parts.scheduler.run_in("heartbeat", HEARTBEAT_GAP_S)
         lost_contact = node.heartbeat_failures > 0
         node.heartbeat_failures = 0
         node.heartbeat_ok_at = self._heartbeat_at
@@ -215,6 +222,7 @@ class Callbacks:
         node, config = self._parts.node, self._parts.config
         node.undelivered = int(report.get("undelivered", 0))
         node.disk_used_pct = used = float(report.get("disk_used_pct", 0))
+        self._judge_workspace(report.get("unwritable"))
         if used >= config.workspace.disk_high_pct:
             self._close(
                 "disk",
@@ -232,6 +240,17 @@ class Callbacks:
             )
         else:
             self._open("undelivered")
+
+    def _judge_workspace(self, reason: str | None) -> None:
+        if reason is None:
+            self._open("workspace")
+            return
+        root = self._parts.config.workspace.root
+        self._close(
+            "workspace",
+            f"nothing can be stored under {root}: {reason}",
+            "make it writable, or name another workspace.root",
+        )
 
     def _close(self, gate: str, reason: str, remedy: str) -> None:
         if self._parts.node.close(gate, reason, remedy):

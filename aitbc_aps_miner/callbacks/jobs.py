@@ -17,6 +17,9 @@ JOB_REF = "aitbc_aps_miner.job:run"
 # seen twice: look more often.
 ADOPTED_SWEEP_S = 2.0
 
+# A claim failed: long enough that a disk which always fails isn't asked in a loop.
+UNCLAIMED_SWEEP_S = 5.0
+
 DELIVERY_MIN_S = 1.0
 DELIVERY_MAX_S = 600.0
 # Uploads of many gigabytes take long; each of their calls has its own limit.
@@ -77,9 +80,18 @@ class Jobs:
         say("job.finished", **{k: v for k, v in report.items() if v is not None})
         if state is JobState.RETRY_WAIT:
             self._deliver_later(job_id)
-        if state is not JobState.IDLE:
+        if state is JobState.PULLING:
+            self._unclaimed(str(report.get("message")))
+        if state not in (JobState.IDLE, JobState.PULLING):
             event = "on_job_finished" if code is None else "on_job_failed"
             self.hook(event, report)
+
+    def _unclaimed(self, reason: str) -> None:
+        """Take no more jobs until a sweep has written where this one could not."""
+        self._parts.node.close(
+            "workspace", reason, "make workspace.root writable; the next sweep looks"
+        )
+        self._parts.scheduler.run_in("sweep", UNCLAIMED_SWEEP_S)
 
     def control(self, job_id: str, orders: Mapping[str, Any]) -> None:
         """Give orders to a running job through its control file."""

@@ -30,6 +30,7 @@ class Pulls:
         self._failures = 0
         self._duplicates = 0
         self._recovered = False
+        self._open = False
         self.was_ended = False
 
     def recovered(self) -> None:
@@ -41,12 +42,11 @@ class Pulls:
     def request(self) -> None:
         """Pull now if there is room; end an open long poll that asks for too little."""
         node = self._parts.node
-        running = "pull" in self._parts.executor.running()
         if not self._recovered or not node.takes_work:
-            if not running:
+            if not self._open:
                 self._parts.scheduler.pause("pull")
             return
-        if not running:
+        if not self._open:
             self._parts.scheduler.run_in("pull", 0)
             return
         self._asked = True
@@ -68,12 +68,13 @@ class Pulls:
     def opening(self) -> Mapping[str, Any]:
         """Note what the opening pull asks for; give the tick its capacity."""
         self._asked = self.was_ended = False
+        self._open = True
         self._kinds = kinds(self._parts.node)
         return {"capacity": asdict(self._parts.node.capacity())}
 
     def ended(self, report: Mapping[str, Any] | None) -> None:
         """Start what was accepted and time the next pull."""
-        self.was_ended = False
+        self.was_ended = self._open = False
         if not self._recovered:
             return
         if report is None or "error" in report:
