@@ -69,8 +69,7 @@ class Reload:
             try:
                 self._keep_time()
                 self._look()
-            except Exception:
-                # The border of this thread: without it no edit would ever count again.
+            except Exception:  # noqa: BLE001  else no edit would count again
                 _log.exception("reload.failed")
 
     def _keep_time(self) -> None:
