@@ -569,6 +569,21 @@ def test_the_owners_ca_is_trusted(authority: Authority) -> None:
             client.call("POST", "x", body=Zeros(length=2**28))
 
 
+def test_session_tickets_are_no_answer(authority: Authority) -> None:
+    """TLS 1.3 sends them when it likes; the upload goes on."""
+    context = build_ssl_context(settings(ca_file=authority.ca_file))
+
+    def sink(request: Seen, connection: Connection) -> None:
+        connection.reply(200, connection.drain(request))
+
+    with (
+        serving(sink, read_body=False, context=authority.server) as server,
+        transport(server.url, context=context) as client,
+    ):
+        reply = client.call("POST", "x", body=Zeros(length=2**25))
+    assert reply.json() == 2**25
+
+
 def test_an_unknown_ca_gets_no_token(authority: Authority) -> None:
     """The system's store does not know it."""
     context = build_ssl_context(settings())

@@ -3,8 +3,8 @@
 httpx counts its timeouts anew for every read, so a server that trickles one byte at a
 time holds a caller for hours. Here each connect, handshake, read and write gets what is
 left of the call's own deadline, and a server that answers while it is still being sent
-to (a 413, say) is heard at once. httpcore's public interfaces only. Looking up a name is
-the one thing that libc does not let us cut short; the tick's own deadline does.
+to (a 413, say) is heard at once. httpcore's public interfaces only. Looking up a name
+is the one thing that libc does not let us cut short; the tick's own deadline does.
 """
 
 import contextlib

@@ -1,29 +1,28 @@
 """The node-v1 dialect: one method per row of contracts/node-v1.md.
 
 Each method also holds its row's degradation, for a coordinator that speaks only the
-specification. Delivery of outcomes is in delivery.py.
+specification. Delivery of outcomes is in delivery.py, recovery queries in queries.py.
 """
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from aitbc_aps_miner.coordinator.answer import Reply
 from aitbc_aps_miner.coordinator.api import HeartbeatReply, JobView, Registration
 from aitbc_aps_miner.coordinator.delivery import Delivery
-from aitbc_aps_miner.coordinator.retry import retrying
+from aitbc_aps_miner.coordinator.queries import Queries
+from aitbc_aps_miner.coordinator.retry import ABSENT, retrying
 from aitbc_aps_miner.coordinator.transport import Transport
 from aitbc_aps_miner.coordinator.tus import TusUploader
 from aitbc_aps_miner.coordinator.wire import (
     Heard,
-    Job,
-    Jobs,
     Leased,
     Pulled,
     Registered,
+    lease_of,
     read_answer,
-    seconds_until,
+    seconds_left,
 )
 from aitbc_aps_miner.errors import (
     CoordinatorError,
@@ -42,8 +41,6 @@ from aitbc_aps_miner.models import (
     ProgressReply,
 )
 
-_ABSENT = frozenset({404, 405, 501})
-"""This coordinator has no such call."""
 _NOT_OURS = frozenset({409, 410})
 _NOT_OURS_OR_UNKNOWN = frozenset({404}) | _NOT_OURS
 _NO_CONTENT = 204
@@ -52,9 +49,6 @@ _QUERY = frozenset({"query", "queries", "jobs"})
 _ACK_TRIES = 3
 _PROGRESS_S = 5.0
 """A progress report is worth less than the time of the job that waits for it."""
-_MAX_PAGES = 1000
-_DATE_STEP_S = 1.0
-"""The Date header counts whole seconds: what it may lag behind the server's clock."""
 
 
 class NodeV1:
@@ -73,6 +67,7 @@ class NodeV1:
         self._extensions = extensions
         self._has_uploads: bool | None = None
         self._has_progress = True
+        self._queries = Queries(transport)
         self._delivery = Delivery(
             transport,
             node_id,
@@ -107,7 +102,7 @@ class NodeV1:
                 "POST", "nodes/register", json=descriptor, bearer=bootstrap_token
             )
         except RefusedError as refused:
-            if refused.status in _ABSENT:
+            if refused.status in ABSENT:
                 return Registration(token=bootstrap_token, registered=False)
             raise
         answer = read_answer(Registered, reply)
@@ -115,7 +110,7 @@ class NodeV1:
         self._extensions = None if said is None else frozenset(said)
         return Registration(
             token=answer.node_token,
-            expires_in_s=self._seconds_left(answer.expires_at, reply),
+            expires_in_s=seconds_left(answer.expires_at, reply, self._now()),
             heartbeat_interval_s=answer.heartbeat_interval_s,
             extensions=self._extensions,
         )
@@ -125,7 +120,7 @@ class NodeV1:
         try:
             reply = self._transport.call("POST", "nodes/heartbeat", json=body)
         except RefusedError as refused:
-            if refused.status in _ABSENT:
+            if refused.status in ABSENT:
                 return HeartbeatReply(known=False)
             raise
         answer = read_answer(Heard, reply)
@@ -170,41 +165,11 @@ class NodeV1:
 
     def query(self, job_id: str) -> JobView | None:
         """Ask after one job; None when it is unknown there or cannot be asked."""
-        try:
-            reply = self._transport.call("GET", f"jobs/{quote(job_id, safe='')}")
-        except RefusedError as refused:
-            if refused.status in _ABSENT | {410}:
-                return None
-            raise
-        answer = read_answer(Job, reply)
-        if answer.job_id != job_id:
-            raise UnavailableError(
-                f"answer not understood: asked for {job_id!r}, "
-                f"given {ascii(answer.job_id)[:200]}"
-            )
-        return self._view(answer, reply)
+        return self._queries.one(job_id)
 
     def active_jobs(self, node_id: str) -> tuple[JobView, ...] | None:
-        """Give all jobs the coordinator counts on this node for; None: no such call.
-
-        Follows `next`, a link or a cursor, to the end: half a list is no list.
-        """
-        first = {"node_id": node_id, "state": "active"}
-        path, params = "jobs", first
-        views: list[JobView] = []
-        for _ in range(_MAX_PAGES):
-            reply = self._list_page(path, params, first=params is first)
-            if reply is None:
-                return None
-            answer = read_answer(Jobs, reply)
-            views += [self._view(job, reply) for job in answer.jobs]
-            if answer.next is None:
-                return tuple(views)
-            if answer.next.startswith(("http:", "https:", "/", "?")):
-                path, params = answer.next, {}
-            else:
-                params = {**first, "next": answer.next}
-        raise UnavailableError(f"the list of jobs has more than {_MAX_PAGES} pages")
+        """Give all jobs the coordinator counts on this node for; None: no such call."""
+        return self._queries.active(node_id)
 
     def ack(self, manifest: Manifest) -> Lease:
         """Take the job. Raises JobGoneError when it is no longer ours.
@@ -227,7 +192,7 @@ class NodeV1:
             )
         except RefusedError as refused:
             raise _gone(refused, _NOT_OURS_OR_UNKNOWN) from refused
-        return self._lease(answer.lease_ttl_s, answer.lease_expires_at, reply)
+        return lease_of(answer, reply, self._now())
 
     def progress(self, manifest: Manifest, progress: Progress) -> ProgressReply:
         """Tell how far the job is and renew its lease.
@@ -251,11 +216,11 @@ class NodeV1:
         try:
             reply, answer = self._leased("jobs/progress", body, timeout_s=limit_s)
         except RefusedError as refused:
-            if refused.status in _ABSENT:
+            if refused.status in ABSENT:
                 self._has_progress = False
                 return ProgressReply()
             raise _gone(refused, _NOT_OURS) from refused
-        lease = self._lease(answer.lease_ttl_s, answer.lease_expires_at, reply)
+        lease = lease_of(answer, reply, self._now())
         return ProgressReply(cancel=answer.cancel, lease=lease)
 
     def deliver(
@@ -282,44 +247,8 @@ class NodeV1:
         )
         return reply, read_answer(Leased, reply)
 
-    def _list_page(
-        self, path: str, params: Mapping[str, str], *, first: bool
-    ) -> Reply | None:
-        try:
-            # A link carries its own query; None leaves it as it is.
-            return self._transport.call("GET", path, params=params or None)
-        except RefusedError as refused:
-            if first and refused.status in _ABSENT:
-                return None
-            raise
-
-    def _view(self, job: Job, reply: Reply) -> JobView:
-        return JobView(
-            job_id=job.job_id,
-            state=job.state,
-            node_id=job.node_id,
-            attempt=job.attempt,
-            lease=self._lease(None, job.lease_expires_at, reply),
-            outcome=job.outcome,
-            manifest=job.manifest,
-        )
-
-    def _lease(
-        self, ttl_s: float | None, expires_at: str | None, reply: Reply
-    ) -> Lease:
-        """Give what is left of a lease now, counted from the sending of the call."""
-        if ttl_s is not None:
-            return Lease(ttl_s=max(0.0, ttl_s - reply.elapsed_s))
-        return Lease(ttl_s=self._seconds_left(expires_at, reply))
-
-    def _seconds_left(self, at: str | None, reply: Reply) -> float | None:
-        """Turn a time of the server's into seconds from now, rather too few."""
-        if reply.date is not None:
-            left_s = seconds_until(at, reply.date + _DATE_STEP_S)
-        else:
-            sent_at = self._transport.clock.realtime() - reply.elapsed_s
-            left_s = seconds_until(at, sent_at)
-        return None if left_s is None else max(0.0, left_s - reply.elapsed_s)
+    def _now(self) -> float:
+        return self._transport.clock.realtime()
 
     def _uploads_offered(self) -> bool:
         if self._extensions is not None:

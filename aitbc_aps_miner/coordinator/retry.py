@@ -12,6 +12,8 @@ from aitbc_aps_miner.ports import Clock
 
 _T = TypeVar("_T")
 
+ABSENT = frozenset({404, 405, 501})
+"""Statuses with which a coordinator says that it has no such call."""
 _LATER = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses that say "not now": RFC 9110 and 6585; 501 says never."""
 _MAX_RETRY_AFTER_S = 3600.0

@@ -8,11 +8,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from aitbc_aps_miner.coordinator.answer import Reply
 from aitbc_aps_miner.errors import UnavailableError
+from aitbc_aps_miner.models import Lease
 
 _DAY_S = 86400
 _WORD = re.compile(rb"[A-Za-z][A-Za-z .!_-]{0,30}")
 """`OK`, `accepted`, `true`: no page of a proxy or portal looks like this."""
 _MAX_LIST = 10_000
+_DATE_STEP_S = 1.0
+"""The Date header counts whole seconds: what it may lag behind the server's clock."""
 
 
 class _Answer(BaseModel):
@@ -57,11 +60,6 @@ Seconds = Annotated[float, Field(ge=0, le=365 * _DAY_S)]
 JobId = Annotated[str, Field(max_length=4096)]
 
 
-def seconds_until(time: str | None, now: float) -> float | None:
-    """Give the seconds from `now` (since the epoch) to an answer's time."""
-    return None if time is None else datetime.fromisoformat(time).timestamp() - now
-
-
 class Registered(_Answer):
     """POST /nodes/register."""
 
@@ -79,12 +77,15 @@ class Heard(_Answer):
     refresh: Annotated[list[str], Field(max_length=1000)] = []
 
 
-class Leased(_Answer):
+class _WithLease(_Answer):
+    lease_ttl_s: Seconds | None = None
+    lease_expires_at: Time | None = None
+
+
+class Leased(_WithLease):
     """POST /jobs/ack and /jobs/progress."""
 
     cancel: bool = False
-    lease_ttl_s: Seconds | None = None
-    lease_expires_at: Time | None = None
 
 
 class Taken(_Answer):
@@ -98,14 +99,13 @@ class Pulled(_Answer):
     jobs: list[Any] = []
 
 
-class Job(_Answer):
+class Job(_WithLease):
     """One job as the recovery queries show it."""
 
     job_id: JobId
     state: Annotated[str, Field(max_length=64)]
     node_id: str | None = None
     attempt: Annotated[int, Field(ge=1)] = 1
-    lease_expires_at: Time | None = None
     outcome: Any = None
     manifest: Any = None
 
@@ -115,3 +115,21 @@ class Jobs(_Answer):
 
     jobs: Annotated[list[Job], Field(max_length=_MAX_LIST)]
     next: Annotated[str, Field(max_length=8192)] | None = None
+
+
+def lease_of(answer: _WithLease, reply: Reply, now: float) -> Lease:
+    """Give what is left of a lease now, counted from the sending of the call."""
+    if answer.lease_ttl_s is not None:
+        return Lease(ttl_s=max(0.0, answer.lease_ttl_s - reply.elapsed_s))
+    return Lease(ttl_s=seconds_left(answer.lease_expires_at, reply, now))
+
+
+def seconds_left(at: str | None, reply: Reply, now: float) -> float | None:
+    """Turn a time of the server's into seconds from now, rather too few.
+
+    Counts from the answer's own Date; `now` is our wall clock, for want of that.
+    """
+    if at is None:
+        return None
+    said_at = now if reply.date is None else reply.date + _DATE_STEP_S + reply.elapsed_s
+    return max(0.0, datetime.fromisoformat(at).timestamp() - said_at)
