@@ -16,9 +16,10 @@ from aitbc_aps_miner.reference_coordinator.app import Application
 from aitbc_aps_miner.reference_coordinator.breaking import Call
 from aitbc_aps_miner.reference_coordinator.faults import Faults, parse_fault
 from aitbc_aps_miner.reference_coordinator.records import Job
+from aitbc_aps_miner.reference_coordinator.rules import Rules
 from aitbc_aps_miner.reference_coordinator.server import Server, listen
 from aitbc_aps_miner.reference_coordinator.spool import Spool
-from aitbc_aps_miner.reference_coordinator.state import Rules, State
+from aitbc_aps_miner.reference_coordinator.state import State
 from aitbc_aps_miner.reference_coordinator.views import job_view
 from aitbc_aps_miner.reference_coordinator.wire import PREFIX
 from aitbc_aps_miner.util.clock import SystemClock
@@ -120,6 +121,10 @@ class CoordinatorServer:
         left_s = deadline(timeout_s)
         while self.call(self._polls) < count:
             left_s()
+
+    def forget_tokens(self) -> None:
+        """Make every node register again."""
+        self.call(self.state.tokens.forget)
 
     # Faults -------------------------------------------------------------------
 

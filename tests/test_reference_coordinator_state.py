@@ -26,7 +26,8 @@ from aitbc_aps_miner.reference_coordinator.records import (
     StoredFile,
     Submission,
 )
-from aitbc_aps_miner.reference_coordinator.state import Rules, State
+from aitbc_aps_miner.reference_coordinator.rules import Rules
+from aitbc_aps_miner.reference_coordinator.state import State
 
 ANY = Appetite()
 
@@ -319,12 +320,12 @@ def test_tokens_serve_until_they_expire(state: State, clock: HandClock) -> None:
     clock.sleep(3599)
     second, expires_at = state.register({"node_id": "n1"})
     assert expires_at == clock.realtime() + 3600
-    assert state.bearer(first) == state.bearer(second) == "n1"
+    assert state.tokens.node_of(first) == state.tokens.node_of(second) == "n1"
     clock.sleep(1)
-    assert (state.bearer(first), state.bearer(second)) == (None, "n1")
-    state.forget_tokens()
-    assert state.bearer(second) is None
-    assert state.bearer("") is None
+    assert (state.tokens.node_of(first), state.tokens.node_of(second)) == (None, "n1")
+    state.tokens.forget()
+    assert state.tokens.node_of(second) is None
+    assert state.tokens.node_of("") is None
 
 
 def test_the_oldest_finished_jobs_are_forgotten_with_their_files(

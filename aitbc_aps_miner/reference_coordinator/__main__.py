@@ -14,7 +14,7 @@ import typer
 from aitbc_aps_miner.util.clock import SystemClock
 
 if TYPE_CHECKING:
-    from aitbc_aps_miner.reference_coordinator.state import Rules
+    from aitbc_aps_miner.reference_coordinator.rules import Rules
 
 _EXIT_USAGE = 2
 _REMEDY = "pip install 'aitbc-aps-miner[coordinator]'"
@@ -121,7 +121,7 @@ def _rules(**given: Any) -> "Rules":
         import python_multipart  # noqa: F401, PLC0415 - likewise
     except ImportError as exc:
         _refuse(f"{exc.name} is not installed; the coordinator needs it: {_REMEDY}")
-    from aitbc_aps_miner.reference_coordinator.state import Rules  # noqa: PLC0415 - late
+    from aitbc_aps_miner.reference_coordinator.rules import Rules  # noqa: PLC0415 - late
 
     return Rules(**given)
 

@@ -9,7 +9,6 @@ import itertools
 import secrets
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from aitbc_aps_miner.ports import Clock
@@ -26,24 +25,10 @@ from aitbc_aps_miner.reference_coordinator.records import (
     StoredFile,
     Submission,
 )
+from aitbc_aps_miner.reference_coordinator.rules import Rules
+from aitbc_aps_miner.reference_coordinator.tokens import Tokens
 
-
-@dataclass(frozen=True, kw_only=True)
-class Rules:
-    """What an operator may choose."""
-
-    bootstrap_token: str = "demo-token"  # noqa: S105 - a default to be seen, no secret
-    lease_s: float = 60
-    token_ttl_s: float = 3600
-    heartbeat_interval_s: float | None = None
-    max_attempts: int = 3
-    keep_jobs: int = 20_000
-    """Finished jobs that are remembered; the oldest go first."""
-    spec_only: bool = False
-    """None of the extensions: no leases, queries, long poll, idempotency."""
-    no_registration: bool = False
-    """No register and no heartbeat; the bootstrap token serves for every call."""
-
+__all__ = ["Listener", "Rules", "State"]
 
 Listener = Callable[[Job], None]
 
@@ -59,12 +44,11 @@ class State:
     ) -> None:
         self.rules = rules
         self.clock = clock
+        self.tokens = Tokens(rules.token_ttl_s, clock, new_secret)
         self.jobs: dict[str, Job] = {}
         self.nodes: dict[str, Node] = {}
         self.counts: Counter[JobState] = Counter()
         self.listeners: list[Listener] = []
-        self._new_secret = new_secret
-        self._tokens: dict[str, tuple[str, float]] = {}
         # OrderedDict: the first key of a dict that lost many costs a walk over them.
         self._queue: OrderedDict[str, Job] = OrderedDict()
         self._final: OrderedDict[str, Job] = OrderedDict()
@@ -111,22 +95,8 @@ class State:
         """Give a node its token and the realtime second at which that expires."""
         node = self.node(str(descriptor["node_id"]))
         node.descriptor = descriptor
-        token = self._new_secret()
-        until = self.clock.monotonic() + self.rules.token_ttl_s
-        self._tokens[token] = (node.node_id, until)
+        token, until = self.tokens.issue(node.node_id)
         return token, self.realtime(until)
-
-    def bearer(self, token: str) -> str | None:
-        """Give the node of a token that is valid now."""
-        node_id, until = self._tokens.get(token, ("", 0.0))
-        if until <= self.clock.monotonic():
-            self._tokens.pop(token, None)
-            return None
-        return node_id
-
-    def forget_tokens(self) -> None:
-        """Make every node register again."""
-        self._tokens.clear()
 
     def node(self, node_id: str) -> Node:
         """Give the node's record, a new one for a name never heard before."""

@@ -93,7 +93,7 @@ class Site:
             if token == self.state.rules.bootstrap_token:
                 return None
             raise unauthorized("the bootstrap token is wrong")
-        node_id = self.state.bearer(token)
+        node_id = self.state.tokens.node_of(token)
         if node_id is None:
             raise unauthorized("the node token is missing, unknown or expired")
         return node_id
