@@ -37,7 +37,9 @@ def running(*command: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
             assert url, line
             yield process, url.group(1)
         finally:
-            process.kill()
+            # Not killed: it has to remove its spool.
+            process.terminate()
+            process.wait(STARTS_S)
 
 
 def ended(*options: str, env: dict[str, str] | None = None) -> tuple[int, str]:
