@@ -393,6 +393,20 @@ def test_one_file_over_the_limit_ends_it_at_once(
     assert (work / "big").stat().st_size == 2 * MIB + 1
 
 
+def test_a_file_outside_the_measured_directories_is_limited_too(
+    plain: Containment, tmp_path: Path
+) -> None:
+    """The signal is evidence enough."""
+    payload = Payload(
+        argv=("/bin/sh", "-c", "exec head -c 9000000 /dev/zero > big"),
+        env={},
+        cwd=tmp_path,
+        logs=tmp_path,
+    )
+    facts = plain.run(payload, FakeWatch(output_mb=2))
+    assert essence(facts) == (ExitCause.OUTPUT, None, signal.SIGXFSZ, True)
+
+
 def test_limits_are_changed_in_every_thread_of_a_running_tree(
     containment: Containment, tmp_path: Path
 ) -> None:

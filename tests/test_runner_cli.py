@@ -243,7 +243,7 @@ def test_the_smaller_limit_counts(
         ("", "echo 10%; echo 12.5 %", 12.5),
     ],
 )
-def test_progress_is_read_as_the_owner_says(
+def test_progress_is_read_as_the_owner_says(  # noqa: PLR0917 - fixtures and a table
     tmp_path: Path,
     runner: CliRunner,
     workspace: FakeWorkspace,

@@ -128,9 +128,10 @@ def _store(value: typing.Any, orders: dict[str, typing.Any]) -> None:
     try:
         text = json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
+        # Without its cause: a traceback through this file tells nobody anything.
         raise ResultError(
             f"the return value, a {type(value).__name__}, is no JSON: {error}"
-        ) from error
+        ) from None
     data = text.encode()
     if len(data) > orders["result_max_bytes"]:
         raise ResultError(
