@@ -179,11 +179,19 @@ def _report(
     outcome: Outcome | None = None,
     message: str = "",
 ) -> JobReport:
-    return JobReport(
-        job_id=job.job_id,
-        attempt=job.attempt,
-        state=state,
-        code=outcome.code if outcome else None,
-        message=message or (outcome.message if outcome else ""),
-        timings=outcome.timings if outcome else {},
+    report = JobReport(
+        job_id=job.job_id, attempt=job.attempt, state=state, message=message
+    )
+    if outcome is None:
+        return report
+    return replace(
+        report,
+        code=outcome.code,
+        message=message or outcome.message,
+        timings=outcome.timings,
+        exit_code=outcome.exit_code,
+        resources=outcome.resources,
+        artifacts=len(outcome.artifacts),
+        artifact_bytes=sum(file.size_bytes for file in outcome.artifacts),
+        sandbox=outcome.sandbox,
     )

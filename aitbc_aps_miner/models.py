@@ -260,8 +260,12 @@ class JobReport:
     code: ErrorCode | None = None
     message: str = ""
     timings: Mapping[str, float] = field(default_factory=dict)
-    next_try_at: float | None = None
-    """CLOCK_REALTIME seconds; only with RETRY_WAIT."""
+    exit_code: int | None = None
+    resources: Mapping[str, Any] = field(default_factory=dict)
+    """What the payload used: wall_s, cpu_s, max_rss_mb, stdout_bytes."""
+    artifacts: int = 0
+    artifact_bytes: int = 0
+    sandbox: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

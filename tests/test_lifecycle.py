@@ -199,7 +199,15 @@ def test_a_good_job_goes_the_whole_way() -> None:
         "finished DONE",
     ]
     assert report == JobReport(
-        job_id="j", attempt=1, state=JobState.DONE, timings={"RUNNING": 1.0}
+        job_id="j",
+        attempt=1,
+        state=JobState.DONE,
+        timings={"RUNNING": 1.0},
+        exit_code=0,
+        resources=world.recorded[0].resources,
+        artifacts=1,
+        artifact_bytes=1,
+        sandbox="none",
     )
 
 
