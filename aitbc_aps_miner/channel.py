@@ -19,7 +19,7 @@ from typing import Any
 from aitbc_aps_miner.errors import MinerError
 from aitbc_aps_miner.util import frames, proc
 
-_READ_BYTES = 65536
+_READ_BYTES = 16 * 1024
 
 
 class ChannelClosedError(MinerError):

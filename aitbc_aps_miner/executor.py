@@ -5,6 +5,7 @@ submits under its job store's lock; every end, also a death or a timeout, reache
 scheduler's listeners as one event, since nothing else of an executor does.
 """
 
+import dataclasses
 import itertools
 import logging
 import threading
@@ -148,6 +149,9 @@ class ProcessExecutor(BaseExecutor):  # type: ignore[misc]  # APScheduler is unt
             self._unfinished += 1
         where = (job.id, job._jobstore_alias, run_times[-1])  # noqa: SLF001  as run_job
         isolated, problem = job.func, ""
+        if isinstance(isolated, Isolated):
+            merged = {**isolated.kwargs, **job.kwargs}
+            isolated = dataclasses.replace(isolated, kwargs=merged)
         report = partial(self._report, *where)
         if not isinstance(isolated, Isolated):
             problem = f"func must be an Isolated, given {type(isolated).__name__}"

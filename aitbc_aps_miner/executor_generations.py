@@ -1,21 +1,27 @@
 """Which zygote the spares come from: start, replace, give up, start again.
 
-Used by the pool's thread only, except `refill` and `due`, which its lock guards.
+For the pool's thread only, except `refill`, `due` and `retire`: its lock guards them.
 """
 
+import os
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from aitbc_aps_miner import kill
 from aitbc_aps_miner.executor_task import Log, PoolSettings
 from aitbc_aps_miner.executor_zygote import GROUP_PREFIX, Spare, ZygoteProcess
 from aitbc_aps_miner.ports import Clock
 from aitbc_aps_miner.sandbox import cgroup
-from aitbc_aps_miner.util import frames
+from aitbc_aps_miner.util import frames, proc
 from aitbc_aps_miner.util.loop import Loop
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 10.0
+
+_everyone: "weakref.WeakSet[Generations]" = weakref.WeakSet()
+"""All executors of this process, usually one: none may kill another's zygotes."""
 
 OnExit = Callable[[ZygoteProcess, int | None, Mapping[str, Any]], None]
 
@@ -32,6 +38,7 @@ class Generations:
         *,
         on_spare: Callable[[Spare], None],
         on_exit: OnExit,
+        detached_pids: Callable[[], set[int]],
     ) -> None:
         self._settings = settings
         self._loop = loop
@@ -39,11 +46,17 @@ class Generations:
         self._clock = clock
         self._on_spare = on_spare
         self._on_exit = on_exit
+        self._detached_pids = detached_pids
         self._base = cgroup.find_base() if settings.use_cgroups else None
         if self._base is not None:
             _remove_stale_groups(self._base)
+        else:
+            # Without groups, what a dead zygote's ticks leave must come to us.
+            proc.adopt_orphans()
         self._current: ZygoteProcess | None = None
         self._retired: list[ZygoteProcess] = []
+        self._ending: list[ZygoteProcess] = []
+        _everyone.add(self)
         self._failures = 0
         self._restart_at: float | None = None
         self.trouble = "the zygote is not ready yet"
@@ -88,25 +101,26 @@ class Generations:
         if self._restart_at is not None and self._restart_at <= now:
             self.start()
 
-    def replace(self, reason: str) -> None:
-        """Retire the current zygote, which ends with its last task; start the next."""
-        self._log.info("zygote.replaced", reason=reason)
-        if self._current is not None:
-            self._retired.append(self._current)
-            self._current = None
-        self.start()
+    def retire(self) -> None:
+        """Take no more spares of the current zygote, which ends with its last task."""
+        zygote, self._current = self._current, None
+        if zygote is not None:
+            self._retired.append(zygote)
 
     def close_unused(self, used: set[ZygoteProcess]) -> None:
         """Let retired zygotes end that no spare is left of."""
         for zygote in [z for z in self._retired if z not in used]:
             self._retired.remove(zygote)
-            self._close(zygote)
+            zygote.is_dead = True
+            self._let_end(zygote)
 
     def close(self) -> None:
         """End all zygotes, and with them what they hold."""
-        for zygote in [*self._retired, self._current]:
-            if zygote is not None:
-                zygote.close()
+        current = [] if self._current is None else [self._current]
+        for zygote in [*self._ending, *self._retired, *current]:
+            zygote.close()
+        if self._base is None:
+            proc.adopt_orphans(adopt=False)
 
     def _on_control(self, zygote: ZygoteProcess) -> None:
         try:
@@ -143,16 +157,41 @@ class Generations:
         # Ticks before the zygote: alive, they still hold their trees together.
         self._on_exit(zygote, None, {"message": reason})
         zygote.kill()
-        self._close(zygote)
+        self._let_end(zygote)
+        if self._base is None:
+            kill.end_orphans(self._find_strays)
         if zygote is self._current:
             self._current = None
             self._plan_restart(reason)
         else:
             self._retired.remove(zygote)
 
-    def _close(self, zygote: ZygoteProcess) -> None:
+    def _find_strays(self) -> list[int]:
+        """Find children in foreign sessions: the daemon itself starts none of those.
+
+        Zygotes and detached jobs have sessions of their own too, and are left alone.
+        """
+        found = set(proc.children(os.getpid()))
+        for other in list(_everyone):
+            found -= other._known_pids()  # noqa: SLF001  of this very class
+        return [pid for pid in found if proc.session(pid) not in {os.getsid(0), None}]
+
+    def _known_pids(self) -> set[int]:
+        zygotes = [*self._ending, *self._retired, self._current]
+        known = {zygote.process.pid for zygote in zygotes if zygote is not None}
+        return known | self._detached_pids()
+
+    def _let_end(self, zygote: ZygoteProcess) -> None:
+        """Close its control socket, which ends it, and reap it when it has ended."""
         self._loop.unwatch(zygote.control.fileno())
-        zygote.close()
+        zygote.control.close()
+        self._ending.append(zygote)
+        self._loop.watch(zygote.pidfd, lambda: self._reap(zygote))
+
+    def _reap(self, zygote: ZygoteProcess) -> None:
+        self._loop.unwatch(zygote.pidfd)
+        self._ending.remove(zygote)
+        self._loop.after_batch(zygote.close)
 
     def _plan_restart(self, reason: str) -> None:
         """Try again at once after one that worked, ever later after others."""

@@ -24,6 +24,7 @@ from aitbc_aps_miner.executor_task import (
     TaskEnd,
     TaskOutcome,
     refused,
+    told,
 )
 from aitbc_aps_miner.executor_zygote import Spare
 from aitbc_aps_miner.ports import Clock
@@ -35,6 +36,9 @@ _LINGER_S = 1.0
 _STATUS_S = 0.5
 """How long the zygote may take to clean up after a dead spare and tell its status."""
 _JOIN_S = 0.7
+_REFILL_DELAY_S = 0.003
+"""Forking the next spare while a tick runs makes the tick three times slower where
+cores are few, and most ticks are over by then. Without any spare left it can't wait."""
 
 
 class Pool:
@@ -51,6 +55,7 @@ class Pool:
         self._idle: deque[Spare] = deque()
         self._spares: list[Spare] = []
         self._is_closing = False
+        self._refill_at: float | None = None
         self._loop = Loop(self._on_timer)
         self._generations = Generations(
             settings,
@@ -59,6 +64,7 @@ class Pool:
             clock,
             on_spare=self._on_spare,
             on_exit=self._on_exit,
+            detached_pids=lambda: {s.pid for s in self._spares if s.detached},
         )
         self._thread = threading.Thread(target=self._run, name="executor", daemon=True)
 
@@ -68,7 +74,8 @@ class Pool:
 
     def launch(self, task: Task, frame: bytes) -> None:
         """Hand `task` to a spare; waits for one. Its end comes to `task.on_end`."""
-        for _ in range(2):
+        # Undelivered means that it didn't run: all spares may have died unseen.
+        for _ in range(self._settings.spares + 1):
             spare = self._take(task)
             if spare is None:
                 why = f"no process for it: {self._generations.trouble}"
@@ -76,7 +83,7 @@ class Pool:
                 return
             if self._is_delivered(task, spare, is_sent=spare.send(frame)):
                 return
-        why = "two processes in a row ended before it was handed over"
+        why = "every process ended before it was handed over"
         task.on_end(refused(why))
 
     def kill(self, job_id: str, reason: str) -> None:
@@ -85,20 +92,17 @@ class Pool:
 
     def new_generation(self, reason: str) -> None:
         """Fork from a fresh zygote from now on; running tasks go on."""
-        self._loop.post(lambda: self._replace(reason))
+        with self._changed:
+            idle = list(self._idle)
+            self._idle.clear()
+            self._generations.retire()
+        self._loop.post(lambda: self._replace(reason, idle))
 
     def running(self) -> dict[str, RunningTask]:
         """Say which tasks are in a process now, by job id."""
         with self._changed:
             return {
-                spare.task.job_id: RunningTask(
-                    job_id=spare.task.job_id,
-                    pid=spare.pid,
-                    started_at_monotonic=spare.task.started_at,
-                    deadline_at_monotonic=spare.task.due_at,
-                    cgroup=spare.group.path if spare.group else None,
-                    detached=spare.detached,
-                )
+                spare.task.job_id: spare.describe(spare.task)
                 for spare in self._spares
                 if spare.task is not None
             }
@@ -128,17 +132,20 @@ class Pool:
             task.started_at = self._clock.monotonic()
             if task.deadline_s is not None:
                 task.due_at = task.started_at + task.deadline_s
-            self._generations.refill(len(self._idle))
-            self._arm()
+            if not self._idle:
+                self._generations.refill(0)
+            self._refill_at = task.started_at + _REFILL_DELAY_S
         return spare
 
     def _is_delivered(self, task: Task, spare: Spare, *, is_sent: bool) -> bool:
         with self._changed:
             task.is_sending = False
             if spare.task is not task:
+                self._arm()
                 return True  # it has ended meanwhile
             if not is_sent:
                 spare.task = None
+            self._arm()
             is_lost = spare.is_dead or not is_sent
         if is_lost:
             self._loop.post(lambda: self._bury(spare))
@@ -147,6 +154,7 @@ class Pool:
     def _arm(self) -> None:
         """Set the timer to what is due first; the caller holds the lock."""
         due = [spare.due_at for spare in self._spares if spare.due_at is not None]
+        due += [] if self._refill_at is None else [self._refill_at]
         self._loop.arm(due + self._generations.due())
 
     # What only the pool's own thread does
@@ -160,9 +168,12 @@ class Pool:
             self._shut()
 
     def _after_batch(self) -> None:
+        now = self._clock.monotonic()
         with self._changed:
-            if not self._is_closing:
+            is_due = self._refill_at is None or self._refill_at <= now
+            if not self._is_closing and (is_due or not self._idle):
                 self._generations.refill(len(self._idle))
+                self._refill_at = None
             self._arm()
 
     def _on_timer(self) -> None:
@@ -180,13 +191,11 @@ class Pool:
         self._loop.watch(spare.sock.fileno(), lambda: self._on_readable(spare))
         self._loop.watch(spare.pidfd, lambda: self._on_death(spare))
 
-    def _replace(self, reason: str) -> None:
-        with self._changed:
-            idle = list(self._idle)
-            self._idle.clear()
+    def _replace(self, reason: str, idle: list[Spare]) -> None:
         for spare in idle:
             self._bury(spare)
-        self._generations.replace(reason)
+        self._log.info("zygote.replaced", reason=reason)
+        self._generations.start()
         self._generations.close_unused({s.zygote for s in self._spares})
 
     def _on_readable(self, spare: Spare) -> None:
@@ -213,12 +222,12 @@ class Pool:
                 self._call(task.job_id, frame["name"], frame["payload"])
             case "ask":
                 answer = self._call(task.job_id, frame["name"], frame["payload"])
-                _answer(spare, frame["id"], answer)
+                spare.answer(frame["id"], answer)
             case "detached":
                 spare.detached = True
             case "result" | "raised":
                 spare.linger_until = self._clock.monotonic() + _LINGER_S
-                self._finish(spare, _told(frame))
+                self._finish(spare, told(frame))
             case kind:
                 raise frames.FrameError(f"unknown kind {kind!r}")
 
@@ -312,30 +321,3 @@ class Pool:
             spare.close()
         self._generations.close()
         self._loop.close()
-
-
-def _told(frame: Mapping[str, Any]) -> TaskOutcome:
-    if frame["kind"] == "result":
-        return TaskOutcome(end=TaskEnd.RETURNED, value=frame["value"])
-    return TaskOutcome(
-        end=TaskEnd.RAISED,
-        message=str(frame["message"]),
-        type=str(frame["type"]),
-        traceback=str(frame["traceback"]),
-    )
-
-
-def _answer(spare: Spare, number: Any, answer: Any) -> None:
-    """Send the reply to an ask, now or when it is there."""
-    if not isinstance(answer, Future):
-        spare.reply(number, answer)
-        return
-
-    def reply(future: Future[Any]) -> None:
-        exc = future.exception()
-        if exc is None:
-            spare.reply(number, future.result())
-        else:
-            spare.refuse(number, f"{type(exc).__name__}: {exc}")
-
-    answer.add_done_callback(reply)

@@ -91,6 +91,18 @@ def refused(why: str) -> TaskOutcome:
     return TaskOutcome(end=TaskEnd.REFUSED, message=why)
 
 
+def told(frame: Mapping[str, Any]) -> TaskOutcome:
+    """Read the last frame of a child: `result` or `raised`."""
+    if frame["kind"] == "result":
+        return TaskOutcome(end=TaskEnd.RETURNED, value=frame["value"])
+    return TaskOutcome(
+        end=TaskEnd.RAISED,
+        message=str(frame["message"]),
+        type=str(frame["type"]),
+        traceback=str(frame["traceback"]),
+    )
+
+
 class TaskFailedError(MinerError):
     """A task ended without a value; `outcome` says everything about it."""
 

@@ -10,12 +10,19 @@ import struct
 import subprocess
 import threading
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from aitbc_aps_miner import kill
-from aitbc_aps_miner.executor_task import Task, TaskEnd, TaskOutcome, ZygoteSettings
+from aitbc_aps_miner.executor_task import (
+    RunningTask,
+    Task,
+    TaskEnd,
+    TaskOutcome,
+    ZygoteSettings,
+)
 from aitbc_aps_miner.sandbox.cgroup import Cgroup
 from aitbc_aps_miner.util import frames, proc
 from aitbc_aps_miner.zygote import MAX_MESSAGE_BYTES
@@ -25,8 +32,11 @@ GROUP_PREFIX = "aps"
 
 _SEND_TIMEOUT_S = 2
 """A spare reads its task at once; one that doesn't for so long is as good as dead."""
+_MAX_REPLY_BYTES = 64 * 1024
+"""Fits into a socket's buffer, so that a reply never makes the daemon wait."""
+_MAX_REASON = 4096
 _CLOSE_TIMEOUT_S = 0.3
-_READ_BYTES = 256 * 1024
+_READ_BYTES = 16 * 1024
 _generations = itertools.count(1)
 
 
@@ -72,16 +82,39 @@ class Spare:
             return False
         return True
 
-    def reply(self, number: Any, payload: Any) -> None:
-        """Answer an ask of its task."""
+    def describe(self, task: Task) -> RunningTask:
+        """Describe the running `task` for others."""
+        return RunningTask(
+            job_id=task.job_id,
+            pid=self.pid,
+            started_at_monotonic=task.started_at,
+            deadline_at_monotonic=task.due_at,
+            cgroup=self.group.path if self.group else None,
+            detached=self.detached,
+        )
+
+    def answer(self, number: Any, answer: Any) -> None:
+        """Reply to an ask of its task: now, or when the Future `answer` is done."""
+        if isinstance(answer, Future):
+            answer.add_done_callback(lambda done: self._reply_with(number, done))
+        else:
+            self._reply(number, answer)
+
+    def _reply_with(self, number: Any, done: Future[Any]) -> None:
+        exc = done.exception()
+        if exc is None:
+            self._reply(number, done.result())
+        else:
+            self._refuse(number, f"{type(exc).__name__}: {exc}")
+
+    def _reply(self, number: Any, payload: Any) -> None:
         try:
             self._write({"kind": "reply", "id": number, "payload": payload})
         except frames.FrameError as exc:
-            self.refuse(number, str(exc))
+            self._refuse(number, str(exc))
 
-    def refuse(self, number: Any, why: str) -> None:
-        """Say that an ask has no answer."""
-        self._write({"kind": "refused", "id": number, "message": why})
+    def _refuse(self, number: Any, why: str) -> None:
+        self._write({"kind": "refused", "id": number, "message": why[:_MAX_REASON]})
 
     def read(self) -> bytes | None:
         """Give what is there to be read: b"" at the end, None when there is nothing."""
@@ -112,6 +145,9 @@ class Spare:
         if self.status is None or self.zygote.is_dead:
             self.kill()
             kill.end_group(self.group)
+            # Ours to reap when its zygote is gone and we adopt orphans.
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG)
 
     def died(self) -> TaskOutcome:
         """Describe a death without a result."""
@@ -139,13 +175,15 @@ class Spare:
     def _write(self, frame: Mapping[str, Any]) -> None:
         """Write without ever waiting: a child that doesn't read is cut off."""
         data = frames.encode(frame)
+        if len(data) > _MAX_REPLY_BYTES:
+            raise frames.FrameError(f"{len(data)} bytes, at most {_MAX_REPLY_BYTES}")
         with self._write_lock, contextlib.suppress(OSError):
             try:
                 sent = self.sock.send(data, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 sent = 0
             if sent < len(data):
-                self.sock.shutdown(socket.SHUT_WR)
+                self.sock.shutdown(socket.SHUT_RDWR)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -168,16 +206,21 @@ class ZygoteProcess:
         """Execute a zygote. It ends when the calling *thread* does (prctl(2))."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         log_fd = os.memfd_create("zygote")
-        with theirs:
-            process = subprocess.Popen(
-                _command(settings, base, theirs.fileno()),
-                stdin=subprocess.DEVNULL,
-                stdout=log_fd,
-                stderr=log_fd,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
-                env=settings.environ,
-            )
+        try:
+            with theirs:
+                process = subprocess.Popen(
+                    _command(settings, base, theirs.fileno()),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log_fd,
+                    stderr=log_fd,
+                    pass_fds=(theirs.fileno(),),
+                    start_new_session=True,
+                    env=settings.environ,
+                )
+        except OSError:
+            ours.close()
+            os.close(log_fd)
+            raise
         ours.setblocking(False)
         return cls(
             generation=next(_generations),
@@ -212,6 +255,8 @@ class ZygoteProcess:
             return None
         except OSError as exc:
             raise frames.FrameError(str(exc)) from exc
+        if not data:
+            raise frames.FrameError("it closed its socket")
         fds = array.array("i")
         for _, _, content in ancillary:
             fds.frombytes(content)

@@ -7,6 +7,7 @@ adopts the orphans below it. Knows nothing of tasks.
 import os
 import signal
 import time
+from collections.abc import Callable
 
 from aitbc_aps_miner.sandbox.cgroup import Cgroup
 from aitbc_aps_miner.util import proc
@@ -68,14 +69,14 @@ def end_group(group: Cgroup | None) -> bool:
     return group.remove()
 
 
-def end_orphans(parent_pid: int, own: frozenset[int]) -> bool:
-    """Kill and reap the caller's children that are not its `own`: adopted orphans.
+def end_orphans(find: Callable[[], list[int]]) -> bool:
+    """Kill and reap the adopted children that `find` finds, until it finds none.
 
-    `parent_pid` is the caller's. An orphan's task has ended, so nothing of it may
-    stay, whether or not it had a group.
+    An orphan's task has ended, so nothing of it may stay. Killing one brings up its
+    own children as the next ones.
     """
     deadline = time.monotonic() + EMPTY_TIMEOUT_S
-    while orphans := [pid for pid in proc.children(parent_pid) if pid not in own]:
+    while orphans := find():
         for pid in orphans:
             os.kill(pid, signal.SIGKILL)  # ours to reap, so the pid is still its own
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)

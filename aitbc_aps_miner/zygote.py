@@ -59,6 +59,11 @@ class Zygote:
                 elif not self._take_request():
                     return
 
+    def stop(self) -> None:
+        """Let `serve` return, as if the daemon had closed its end."""
+        with contextlib.suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """End all spares and their trees, except jobs that live on their own."""
         for spare in self._spares.values():
@@ -126,7 +131,8 @@ class Zygote:
         result = os.waitid(os.P_PID, spare.pid, os.WEXITED)
         os.close(spare.pidfd)
         kill.end_group(spare.group)
-        kill.end_orphans(self._pid, frozenset(s.pid for s in self._spares.values()))
+        own = {spare.pid for spare in self._spares.values()}
+        kill.end_orphans(lambda: [p for p in proc.children(self._pid) if p not in own])
         exited = result is not None and result.si_code == os.CLD_EXITED
         status = result.si_status if result is not None else None
         self._send(
@@ -144,10 +150,6 @@ class Zygote:
             socket.send_fds(self._control, [json.dumps(message).encode()], fds)
 
 
-class _Stop(BaseException):
-    """SIGTERM came: the daemon's death is told so, beside the closed socket."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Be a zygote; the arguments come from executor_zygote.py."""
     args = _parse(argv)
@@ -162,13 +164,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     control.set_inheritable(False)
     base = Cgroup(path=Path(args.cgroup)) if args.cgroup else None
     zygote = Zygote(control, base)
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, lambda _signum, _frame: zygote.stop())
     try:
         zygote.serve()
-    except _Stop:
-        pass
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         zygote.close()
     return 0
 
@@ -203,10 +202,6 @@ def _check_single_threaded() -> None:
             f"the zygote must have one thread to fork, it has {len(threads)}; "
             "a preloaded module starts threads when it is imported"
         )
-
-
-def _stop(_signum: int, _frame: object) -> None:
-    raise _Stop
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
@@ -21,6 +22,10 @@ from aitbc_aps_miner.channel import Channel
 from aitbc_aps_miner.kill import TRACEBACK_SIGNAL
 from aitbc_aps_miner.sandbox.cgroup import Cgroup
 from aitbc_aps_miner.util import frames, proc
+
+_EXIT_DELAY_S = 0.001
+"""Tearing down our memory takes 0.6 ms in the kernel, often on the very core where
+the daemon was just woken for our last frame: let it read that first."""
 
 _MAX_TEXT = 64 * 1024
 
@@ -36,6 +41,7 @@ def live(
         task = channel.receive_task()
         if task is not None:
             _report(channel, run(channel, task))
+            time.sleep(_EXIT_DELAY_S)
     except BaseException:  # noqa: BLE001  the last border: only exit codes leave here
         code = 70  # EX_SOFTWARE
     # Not sys.exit: the zygote's atexit handlers and buffers are not ours, and
@@ -109,8 +115,16 @@ def _get_ready(evidence_fd: int, group: Cgroup | None, zygote_pid: int) -> None:
     # The module `random` seeds itself anew after a fork; other generators must be
     # made by the tasks, never at import.
     gc.enable()
-    # Walk the paths of a task once, so that their pages are ours before it comes.
-    frames.Decoder().feed(frames.encode(run(None, {"func": _WARM_UP, "kwargs": {}})))
+    _walk_through()
+
+
+def _walk_through() -> None:
+    """Run one task of nothing, so that the pages it needs are copied beforehand."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(frames.encode({"kind": "task", "func": _WARM_UP, "kwargs": {}}))
+        channel = Channel(theirs)
+        _report(channel, run(channel, channel.receive_task() or {}))
 
 
 def _nothing(_channel: object) -> None:

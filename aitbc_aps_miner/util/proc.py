@@ -42,9 +42,12 @@ def hide_memory() -> None:
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
-def adopt_orphans() -> None:
-    """Become the parent of descendants whose own parents end; not inherited."""
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+def adopt_orphans(*, adopt: bool = True) -> None:
+    """Become, or stop being, the parent of descendants whose own parents end.
+
+    Not inherited by fork.
+    """
+    _prctl(_PR_SET_CHILD_SUBREAPER, int(adopt))
 
 
 def children(pid: int) -> list[int]:
@@ -83,6 +86,12 @@ def start_ticks(pid: int) -> int | None:
     """
     fields = _stat_fields(pid)
     return int(fields[19]) if fields else None
+
+
+def session(pid: int) -> int | None:
+    """Give the session of `pid`, a zombie's too; None when it is gone."""
+    fields = _stat_fields(pid)
+    return int(fields[3]) if fields else None
 
 
 def send_signal(pidfd: int, signum: int) -> bool:

@@ -35,9 +35,9 @@ def chatter(channel, names):
     return "said"
 
 
-def ask(channel, name, payload=None, timeout_s=5):
+def ask(channel, question, payload=None, timeout_s=5):
     try:
-        return {"answer": channel.ask(name, payload, timeout_s=timeout_s)}
+        return {"answer": channel.ask(question, payload, timeout_s=timeout_s)}
     except Exception as exc:
         return {"error": type(exc).__name__, "message": str(exc)}
 
@@ -69,6 +69,10 @@ def spin(channel):
 
 def sleep(channel, seconds=60):
     time.sleep(seconds)
+
+
+def sleep_with_config(channel, config):
+    time.sleep(60)
 
 
 def hang_in_c(channel):
@@ -192,6 +196,10 @@ def warm():
     SHARED.warmed = True
 
 
+def start_thread():
+    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+
+
 def is_warm(channel):
     return getattr(SHARED, "warmed", False)
 
@@ -216,8 +224,10 @@ def start_daemon_then_wait():
 
     cgroups, path = sys.argv[1] == "cgroups", sys.argv[2]
 
+    heard = []
+
     def on_message(job_id, name, payload):
-        print(name, payload, flush=True)
+        heard.append((name, payload))
 
     executor = ProcessExecutor(
         on_message=on_message,
@@ -231,8 +241,10 @@ def start_daemon_then_wait():
         Isolated(ref="ticks:go_detached", kwargs={"path": path}),
     ):
         threading.Thread(target=executor.call, args=(isolated,), daemon=True).start()
-    while len(executor.running()) < 2:
+    while len(heard) < 2:
         time.sleep(0.01)
+    for name, payload in heard:
+        print(name, payload, flush=True)
     print("zygote", executor._pool._generations._current.process.pid, flush=True)
     for task in executor.running().values():
         print("task", task.pid, flush=True)
