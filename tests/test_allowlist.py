@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 import threading
 import time
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aitbc_aps_miner.errors import ErrorCode, JobError
+from aitbc_aps_miner.runners import allowlist_files
 from aitbc_aps_miner.runners.allowlist import Allowlist, ArgEntry, Command
 from aitbc_aps_miner.runners.allowlist_files import AllowlistReader
 from aitbc_aps_miner.runners.cpu_guard import cpu_guard
@@ -136,6 +138,14 @@ def test_a_value_cannot_lead_out_of_the_jobs_directory(
     assert _denied(command, ["-i", value]).endswith(OUTSIDE)
     text = HEAD + 'args: [{flag: "-i", pattern: ".+", allow_paths: true}]'
     _write(tmp_path, text).command("tool").check(["-i", value])
+
+
+def test_a_plain_argument_cannot_lead_out_either(tmp_path: Path) -> None:
+    """Its pattern fits, but where it leads is told to be the reason."""
+    command = _write(tmp_path, HEAD + 'args: [["[a-z/]+"], ["x"]]').command("tool")
+    assert (
+        _denied(command, ["/etc"]) == f"argument 0 ('/etc') is not allowed: {OUTSIDE}"
+    )
 
 
 @pytest.mark.parametrize("value", ["a..b.mp4", "sub/x.mp4", "x-1.2/y_z.mp4", "1:2.mp4"])
@@ -320,22 +330,29 @@ def test_a_name_given_twice_belongs_to_neither(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "words"), [(0o620, "chmod go-w"), (0o602, "chmod go-w")]
+    ("user", "owner", "mode", "words"),
+    [
+        (0, 0, 0o644, None),
+        (0, 0, 0o664, "others than root can write it; chmod go-w"),
+        (0, 0, 0o646, "others than root can write it; chmod go-w"),
+        (0, 7, 0o600, "belongs to user 7; chown it to the miner's"),
+        (7, 7, 0o664, None),
+        (7, 0, 0o644, None),
+        (7, 8, 0o644, "belongs to user 8; chown it to the miner's"),
+    ],
 )
-def test_root_believes_no_file_that_others_can_write(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, words: str
+def test_only_files_of_the_owner_are_believed(
+    monkeypatch: pytest.MonkeyPatch, user: int, owner: int, mode: int, words: str | None
 ) -> None:
-    """Or they could run what they like as this node's jobs."""
-    path = tmp_path / "tool.yaml"
-    path.write_text(HEAD)
-    path.chmod(mode)
-    owner = path.stat().st_uid
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    (problem,) = _reader().read([path]).problems
-    assert problem.endswith(words)
-    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
-    (problem, *_) = _reader().read([path]).problems or ("",)
-    assert problem.endswith("chown it to the miner's") is (owner != 0)
+    """Whoever can write one decides what this node runs."""
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    status = os.stat_result((stat.S_IFREG | mode, 1, 1, 1, owner, owner, 0, 0, 0, 0))
+    if words is None:
+        allowlist_files._check_trust(status)
+        return
+    with pytest.raises(ValueError, match=r"user \d|root") as caught:
+        allowlist_files._check_trust(status)
+    assert str(caught.value) == words
 
 
 def test_only_regular_files_are_believed(tmp_path: Path) -> None:

@@ -234,6 +234,21 @@ def test_a_tasks_error_comes_home(  # noqa: PLR0917 - fixtures and a table
     assert not (workspace.root / "output" / "result.json").exists()
 
 
+def test_an_error_does_not_carry_a_secret_home(
+    runner: PythonRunner, tasks: Path, workspace: FakeWorkspace
+) -> None:
+    """Neither its text nor the log shows it."""
+    (tasks / "t.py").write_text(
+        "import os\ndef run(): raise ValueError(os.environ['API_KEY'])\n"
+    )
+    manifest = _manifest("t", secrets={"API_KEY": "very-secret"})
+    facts = runner.run(manifest, workspace, CPU, FakeWatch(), lambda _: None)
+    assert facts.error is not None
+    assert facts.error["message"] == "***"
+    assert "very-secret" not in str(facts)
+    assert "very-secret" not in workspace.exec_log.read_text()
+
+
 def test_a_crash_is_a_signal_and_no_exception(
     runner: PythonRunner, tasks: Path, workspace: FakeWorkspace
 ) -> None:

@@ -117,7 +117,7 @@ class BoundedWatch:
 
 
 def _source(command: Command) -> ProgressSource:
-    if command.progress == "ffmpeg":
+    if (command.progress or command.path.name) == "ffmpeg":
         return FfmpegProgress()
     if command.progress is None:
         return TextProgress()

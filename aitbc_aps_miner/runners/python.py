@@ -28,6 +28,7 @@ from aitbc_aps_miner.runners.process import Containment
 from aitbc_aps_miner.runners.progress import FileProgress
 from aitbc_aps_miner.runners.scene import payload_in
 from aitbc_aps_miner.util import fs
+from aitbc_aps_miner.util.log_value import Scrubber
 
 CHILD = Path(__file__).with_name("python_child.py")
 RESULT_FILE = "result.json"
@@ -98,7 +99,7 @@ class PythonRunner:
             leftover.unlink(missing_ok=True)
         source = FileProgress(progress)
         facts = self._containment.run(payload, watch, on_progress, source)
-        return _with_report(facts, report)
+        return _with_report(facts, report, Scrubber(manifest.secrets.values()))
 
     def _interpreter(self) -> Path:
         if self._config.venv is None:
@@ -156,7 +157,7 @@ def _params_text(manifest: Manifest) -> str:
     return text
 
 
-def _with_report(facts: ExitFacts, report_path: Path) -> ExitFacts:
+def _with_report(facts: ExitFacts, report_path: Path, scrubber: Scrubber) -> ExitFacts:
     """Add what the interpreter says of the task; its word counts less than the facts.
 
     Raises JobError E_MANIFEST when it refused to call the function.
@@ -165,10 +166,11 @@ def _with_report(facts: ExitFacts, report_path: Path) -> ExitFacts:
     if report.get("ok") is True or facts.cause is not ExitCause.EXITED:
         return facts
     if isinstance(report.get("refused"), str):
-        raise JobError(ErrorCode.E_MANIFEST, report["refused"])
+        raise JobError(ErrorCode.E_MANIFEST, scrubber.scrub(report["refused"]))
     error = report.get("error")
     if isinstance(error, dict):
-        return replace(facts, error=error)
+        words = {key: scrubber.scrub(str(text)) for key, text in error.items()}
+        return replace(facts, error=words)
     if facts.exit_code == 0:
         message = "the interpreter ended before the task returned"
         return replace(facts, error={"type": "NoResult", "message": message})
