@@ -120,10 +120,11 @@ class Pool:
 
     def _take(self, task: Task) -> Spare | None:
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._is_closing or bool(self._idle),
-                self._settings.start_timeout_s,
-            )
+            if not self._idle:
+                self._changed.wait_for(
+                    lambda: self._is_closing or bool(self._idle),
+                    self._settings.start_timeout_s,
+                )
             if self._is_closing or not self._idle:
                 return None
             spare = self._idle.popleft()

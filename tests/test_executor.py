@@ -384,7 +384,7 @@ def test_a_spare_that_dies_unused_is_replaced(own_daemon: Daemon) -> None:
     for _ in range(3):
         eventually(lambda: len(pool._idle) == 2, "two idle spares")
         for spare in list(pool._idle):
-            os.kill(spare.pid, signal.SIGKILL)
+            proc.send_signal(spare.pidfd, signal.SIGKILL)
         assert own_daemon.call("echo", ok=1).end in {TaskEnd.RETURNED, TaskEnd.DIED}
     eventually(lambda: len(pool._idle) == 2, "two idle spares")
     assert own_daemon.call("echo", ok=1).unwrap() == {"ok": 1}

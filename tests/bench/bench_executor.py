@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from aitbc_aps_miner.executor import (
     Isolated,
@@ -50,7 +50,7 @@ class Bench:
             ),
         )
 
-    def __enter__(self) -> "Bench":
+    def __enter__(self) -> Self:
         self.executor.open()
         self.call("nothing")
         return self
