@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from aitbc_aps_miner.reference_coordinator.client import Client, ClientError
+from aitbc_aps_miner.reference_coordinator.client import Client
 from aitbc_aps_miner.reference_coordinator.records import JobState
 from aitbc_aps_miner.reference_coordinator.samples import Sample
 
@@ -96,7 +96,7 @@ class Batch:
             duration_s=job.get("duration_s"),
         )
         if row.succeeded:
-            return self._verify(replace(row, pct=100), job)
+            return self._verify(replace(row, pct=100, note=""), job)
         return replace(row, problem=_problem(job)) if row.is_over else row
 
     def _verify(self, row: Row, job: Mapping[str, Any]) -> Row:
@@ -104,8 +104,11 @@ class Batch:
         expect = dict(self._samples[row.job_id].expect)
         wrong, files = [], []
         for artifact in job["artifacts"]:
-            path = artifact["path"]
+            path = str(artifact["path"])
             target = self._target(row.job_id, path)
+            if target is None:
+                wrong.append(f"{path!r}: no path to store an artifact at")
+                continue
             digest = self._client.download(row.job_id, path, target)
             files.append(target)
             if digest != artifact["sha256"]:
@@ -118,11 +121,12 @@ class Batch:
             return replace(row, state="wrong", problem="; ".join(wrong))
         return replace(row, files=tuple(files))
 
-    def _target(self, job_id: str, path: str) -> Path:
+    def _target(self, job_id: str, path: str) -> Path | None:
+        """Make room for an artifact; None for a path that would lead elsewhere."""
         base = (self._save / job_id).resolve()
         target = (base / path).resolve()
-        if not target.is_relative_to(base):
-            raise ClientError(f"artifact of {job_id}: {path!r} is no path to store at")
+        if target == base or not target.is_relative_to(base):
+            return None
         target.parent.mkdir(parents=True, exist_ok=True)
         return target
 

@@ -106,6 +106,8 @@ def _config(files: DemoFiles, *, base_url: str, status: str) -> tomlkit.TOMLDocu
         "workspace": {"root": str(files.jobs), "keep_success": "1h"},
         "logging": {"level": "info", "json": False},
         "status": {"listen": status},
+        # A job that outlives a killed demo must not look for its coordinator for days.
+        "results": {"keep_trying": "1m"},
         # Inputs come from the coordinator, which is on this very machine.
         "network": {"private": True},
     }

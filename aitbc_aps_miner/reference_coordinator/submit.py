@@ -23,7 +23,7 @@ from aitbc_aps_miner.reference_coordinator.display import PlainDisplay
 from aitbc_aps_miner.reference_coordinator.samples import Sample, samples
 from aitbc_aps_miner.util.clock import SystemClock
 
-_PAUSE_S = 0.2
+_PAUSE_S = 0.1
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -81,8 +81,11 @@ def _primes(run: str) -> Sample:
 
 
 def _is_primes_result(data: bytes) -> bool:
-    expected = {"limit": PRIMES_LIMIT, "primes": PRIMES_COUNT}
-    return bool(json.loads(data) == expected)
+    try:
+        result = json.loads(data)
+    except ValueError:
+        return False
+    return bool(result == {"limit": PRIMES_LIMIT, "primes": PRIMES_COUNT})
 
 
 def _video(run: str, artifact_url: ArtifactUrl) -> tuple[Sample, Sample]:
