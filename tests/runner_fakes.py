@@ -15,7 +15,7 @@ from aitbc_aps_miner.models import (
     Outcome,
     PayloadLimits,
 )
-from aitbc_aps_miner.runners.process import Payload
+from aitbc_aps_miner.runners.payload import Payload
 
 PROGRAMS = Path(__file__).parent / "programs"
 GRACE_S = 0.2

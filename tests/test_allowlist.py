@@ -356,10 +356,13 @@ def test_only_files_of_the_owner_are_believed(
 
 
 def test_only_regular_files_are_believed(tmp_path: Path) -> None:
-    """A directory of that name is a problem, not a crash."""
+    """A directory or FIFO of that name is a problem, not a crash nor a hang."""
+    os.mkfifo(tmp_path / "fifo.yaml", 0o600)
     (tmp_path / "tool.yaml").mkdir()
-    (problem,) = _reader().read([], tmp_path).problems
-    assert problem == f"{tmp_path}/tool.yaml: cannot be read: Is a directory"
+    assert _reader().read([], tmp_path).problems == (
+        f"{tmp_path}/fifo.yaml: not a regular file",
+        f"{tmp_path}/tool.yaml: cannot be read: Is a directory",
+    )
 
 
 def test_an_edit_is_taken_and_the_rest_is_kept(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""process.py, launcher.py, pump.py, tree.py: real programs, most of them bad ones."""
+"""process.py and what it is made of, by real programs, most of them bad ones."""
 
 import errno
 import fcntl
@@ -17,8 +17,9 @@ from runner_fakes import GRACE_S, FakeWatch, essence, program
 from aitbc_aps_miner.errors import ErrorCode, JobError
 from aitbc_aps_miner.models import ExitCause, Progress
 from aitbc_aps_miner.runners import launcher as launchers
+from aitbc_aps_miner.runners.containment import Containment
 from aitbc_aps_miner.runners.disk import DiskWatch
-from aitbc_aps_miner.runners.process import Containment, Payload
+from aitbc_aps_miner.runners.payload import Payload
 from aitbc_aps_miner.runners.pump import CappedFile, Masker
 from aitbc_aps_miner.sandbox import memory
 from aitbc_aps_miner.sandbox.cgroup import Cgroup, find_base

@@ -20,8 +20,8 @@ from aitbc_aps_miner.models import (
     Reservation,
 )
 from aitbc_aps_miner.runners import python as subject
+from aitbc_aps_miner.runners.containment import Containment
 from aitbc_aps_miner.runners.environment import environment
-from aitbc_aps_miner.runners.process import Containment
 from aitbc_aps_miner.runners.python import PythonRunner
 
 CPU = Reservation(kind="cpu")

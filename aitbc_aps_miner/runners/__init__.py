@@ -3,7 +3,7 @@
 from aitbc_aps_miner.config.model import Config
 from aitbc_aps_miner.ports import Runner
 from aitbc_aps_miner.runners.cli import CliRunner
-from aitbc_aps_miner.runners.process import Containment
+from aitbc_aps_miner.runners.containment import Containment
 from aitbc_aps_miner.runners.python import PythonRunner
 from aitbc_aps_miner.sandbox.cgroup import Cgroup
 

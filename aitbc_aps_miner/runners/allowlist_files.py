@@ -234,7 +234,8 @@ def _load(path: Path) -> Command | str:
 
 def _parse(path: Path) -> Any:
     """Parse a file that only its owner can have written. Raises ValueError."""
-    with path.open("rb") as file:
+    # Not blocked by a FIFO of that name.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         _check_trust(os.fstat(file.fileno()))
         data = file.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:

@@ -19,8 +19,8 @@ from aitbc_aps_miner.models import (
 from aitbc_aps_miner.ports import Watch, Workspace
 from aitbc_aps_miner.runners.allowlist import Command
 from aitbc_aps_miner.runners.allowlist_files import AllowlistReader
+from aitbc_aps_miner.runners.containment import Containment
 from aitbc_aps_miner.runners.environment import check_environment, environment
-from aitbc_aps_miner.runners.process import Containment
 from aitbc_aps_miner.runners.progress import (
     FfmpegProgress,
     ProgressSource,

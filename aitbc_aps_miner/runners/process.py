@@ -14,28 +14,22 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from aitbc_aps_miner.models import ExitCause, ExitFacts, Progress
+from aitbc_aps_miner.models import ExitCause, ExitFacts
 from aitbc_aps_miner.ports import Watch
 from aitbc_aps_miner.runners.disk import DiskWatch
 from aitbc_aps_miner.runners.launcher import Launcher, Orders
-from aitbc_aps_miner.runners.progress import (
-    ProgressMeter,
-    ProgressSource,
-    TextProgress,
-)
+from aitbc_aps_miner.runners.payload import Payload
+from aitbc_aps_miner.runners.progress import ProgressMeter
 from aitbc_aps_miner.runners.pump import OutputPump
 from aitbc_aps_miner.sandbox import limits as kernel
 from aitbc_aps_miner.sandbox import memory
 from aitbc_aps_miner.sandbox.cgroup import Cgroup
 from aitbc_aps_miner.sandbox.tree import KillLadder, ProcessTree
-
-OpenGuard = Callable[[Cgroup | None], memory.MemoryGuard]
 
 MIB = 1 << 20
 LOOK_S = 0.25
@@ -48,24 +42,6 @@ _PASSES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Payload:
-    """What is to be run."""
-
-    argv: tuple[str, ...]
-    """The first one is the absolute path of the program."""
-    env: Mapping[str, str]
-    cwd: Path
-    logs: Path
-    stdin: str = ""
-    measured: tuple[Path, ...] = ()
-    """Directories that `output_mb` counts."""
-    keep_stdout: bool = False
-    """Whether `logs/stdout.bin` is wanted."""
-    secrets: tuple[str, ...] = ()
-    """Masked in everything that is kept of the output."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Stop:
     """Why the payload has to end, with evidence."""
 
@@ -74,70 +50,8 @@ class Stop:
     evidence: Mapping[str, Any]
 
 
-class Containment:
-    """Where payloads of this process run; the first can be prepared for.
-
-    Make it in the main thread, before there are others.
-    """
-
-    def __init__(
-        self,
-        cgroup: Cgroup | None = None,
-        *,
-        prepare: bool = False,
-        open_guard: OpenGuard = memory.open_guard,
-    ) -> None:
-        self._cgroup = cgroup
-        self._open_guard = open_guard
-        self._ready = self._stand_by() if prepare else None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of what was prepared and not needed."""
-        if self._ready is not None:
-            launcher, guard = self._ready
-            self._ready = None
-            launcher.close()
-            os.waitpid(launcher.pid, 0)
-            guard.close()
-
-    def run(
-        self,
-        payload: Payload,
-        watch: Watch,
-        on_progress: Callable[[Progress], None] = lambda _progress: None,
-        source: ProgressSource | None = None,
-    ) -> ExitFacts:
-        """Run `payload` and end everything that it started.
-
-        Raises JobError when it could not be started. The main thread must call this
-        and must not end before it returns.
-        """
-        launcher, guard = self._ready or self._stand_by()
-        self._ready = None
-        with ExitStack() as stack:
-            stack.callback(guard.close)
-            stack.callback(launcher.close)
-            run = _Run(payload, watch, launcher, self._cgroup, guard)
-            stack.callback(run.end)
-            meter = ProgressMeter(source or TextProgress(), on_progress, time.monotonic)
-            return run.to_the_end(meter)
-
-    def _stand_by(self) -> tuple[Launcher, memory.MemoryGuard]:
-        guard = self._open_guard(self._cgroup)
-        groups = [] if self._cgroup is None else [self._cgroup.path / "cgroup.procs"]
-        if guard.procs is not None:
-            groups.append(guard.procs)
-        return Launcher(groups), guard
-
-
-class _Run:
-    """The state of one run."""
+class Run:
+    """One run of one payload."""
 
     def __init__(
         self,

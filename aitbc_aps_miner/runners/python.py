@@ -23,8 +23,8 @@ from aitbc_aps_miner.models import (
     Reservation,
 )
 from aitbc_aps_miner.ports import Watch, Workspace
+from aitbc_aps_miner.runners.containment import Containment
 from aitbc_aps_miner.runners.environment import check_environment, environment
-from aitbc_aps_miner.runners.process import Containment
 from aitbc_aps_miner.runners.progress import FileProgress
 from aitbc_aps_miner.runners.scene import payload_in
 from aitbc_aps_miner.util import fs

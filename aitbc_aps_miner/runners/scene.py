@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from aitbc_aps_miner.models import Manifest
 from aitbc_aps_miner.ports import Workspace
-from aitbc_aps_miner.runners.process import Payload
+from aitbc_aps_miner.runners.payload import Payload
 
 
 def payload_in(
