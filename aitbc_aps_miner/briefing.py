@@ -58,7 +58,7 @@ class Briefing:
             "digest": self._parts.source.current.digest,
             "running": [job.job_id for job in node.jobs()],
             "slots_free": {"cpu": capacity.cpu_free, "gpu": capacity.gpu_free},
-            "draining": node.draining,
+            "draining": node.draining or node.is_closed("drain-request"),
         }
 
     def _pull(self) -> Mapping[str, Any]:

@@ -125,6 +125,11 @@ class Node:
         with self._lock:
             return self._gates.pop(name, None) is not None
 
+    def is_closed(self, name: str) -> bool:
+        """Whether a gate is closed."""
+        with self._lock:
+            return name in self._gates
+
     def gates(self) -> tuple[Gate, ...]:
         """Give the closed gates, oldest first."""
         with self._lock:

@@ -9,7 +9,7 @@ import threading
 from types import TracebackType
 from typing import Self
 
-from aitbc_aps_miner.errors import CoordinatorError
+from aitbc_aps_miner.errors import CoordinatorError, JobGoneError
 from aitbc_aps_miner.models import Manifest, Progress
 from aitbc_aps_miner.ports import Coordinator
 from aitbc_aps_miner.watch import JobWatch
@@ -80,6 +80,9 @@ class ProgressSender:
     def _send(self, progress: Progress) -> None:
         try:
             reply = self._coordinator.progress(self._manifest, progress)
+        except JobGoneError:
+            self._watch.cancel()  # another node's by now: two must never run one job
+            return
         except CoordinatorError:
             return
         if reply.cancel:

@@ -113,9 +113,10 @@ class Reload:
         if _who(new) != _who(old):
             # Another coordinator, or another name at it: this token is not for it.
             self._parts.tokens.reset()
-            node.registered = False
+            node.registered, node.heartbeats_offered = False, True
+            node.heartbeat_floor_s = 0
             self._parts.scheduler.run_in("heartbeat", 0)
-        elif new.tags != old.tags or new.runners != old.runners:
+        elif _described(new) != _described(old):
             self._callbacks.start_registration()
         if new.status.listen != old.status.listen:
             self._rebind(new.status.listen)
@@ -144,6 +145,12 @@ class Reload:
 def _who(config: Config) -> tuple[str, str, str, str]:
     section = config.coordinator
     return section.api, section.base_url, section.auth_token, config.node_id
+
+
+def _described(config: Config) -> tuple[object, ...]:
+    """Give what a registration tells of the configuration."""
+    slots = config.resources.max_concurrent_cpu, config.resources.max_concurrent_gpu
+    return config.tags, config.runners, slots
 
 
 def _ca_mark(config: Config) -> tuple[object, ...]:

@@ -7,6 +7,7 @@ interval is then only the backstop that fires should that callback be lost.
 
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -127,7 +128,8 @@ class Scheduler:
 
     def pause(self, name: str) -> None:
         """Let a tick wait until `run_in`."""
-        self._scheduler.modify_job(name, next_run_time=None)
+        with suppress(JobLookupError):  # shut down meanwhile
+            self._scheduler.modify_job(name, next_run_time=None)
 
     def is_due(self, name: str) -> bool:
         """Whether the tick has a time to run at."""
@@ -156,7 +158,8 @@ class Scheduler:
                 trigger=self._trigger(tick, config, floor),
             )
             interval_s = tick.interval_s(config)
-            if interval_s != tick.interval_s(before) and name != "pull":
+            is_paced = name != "pull" and job.next_run_time is not None
+            if is_paced and interval_s != tick.interval_s(before):
                 self.run_in(name, max(interval_s, floor))
 
     def shift(self, step_s: float) -> None:
@@ -164,7 +167,8 @@ class Scheduler:
         step = timedelta(seconds=step_s)
         for job in self._scheduler.get_jobs():
             if job.next_run_time is not None:
-                job.modify(next_run_time=job.next_run_time + step)
+                with suppress(JobLookupError):  # it ran meanwhile
+                    job.modify(next_run_time=job.next_run_time + step)
 
     def _isolated(self, tick: Tick, config: Config) -> Isolated:
         return Isolated(ref=tick.ref, deadline_s=tick.deadline_s(config))

@@ -78,6 +78,7 @@ def register(
     return {
         **asdict(registration),
         "extensions": None if extensions is None else sorted(extensions),
+        "coordinator": world.config.coordinator.base_url,
     }
 
 
@@ -157,6 +158,7 @@ def pull(
     intake = _Intake(world, free, frozenset(held))
     with world.coordinator() as coordinator:
         began = world.clock.monotonic()
+        channel.send("polling")
         raws = coordinator.pull(
             world.config.node_id,
             _filters(world, free),

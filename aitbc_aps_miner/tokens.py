@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from aitbc_aps_miner.channel import ChannelClosedError
+from aitbc_aps_miner.channel import AskRefusedError, ChannelClosedError
 from aitbc_aps_miner.errors import UnauthorizedError, UnavailableError
 from aitbc_aps_miner.ports import Clock
 
@@ -131,6 +131,8 @@ class ChannelTokens:
             return self._token
         except TimeoutError as error:
             raise UnavailableError("no answer to the question for a token") from error
+        except AskRefusedError as error:
+            raise UnavailableError(f"no token: {error}") from error
         if "token" not in answer:
             if answer.get("unauthorized"):
                 raise UnauthorizedError(str(answer.get("error")))

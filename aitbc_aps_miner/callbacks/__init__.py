@@ -65,6 +65,8 @@ class Callbacks:
         """React to the end of a tick or a job, however it ended."""
         name, _, key = event.job_id.partition(":")
         report = event.retval if isinstance(event.retval, Mapping) else None
+        if event.exception is not None:
+            report = {"error": str(event.exception)}
         error = event.exception or (report or {}).get("error")
         if name == "pull" and self.pulls.was_ended:
             error = None  # by us, on purpose
@@ -96,6 +98,8 @@ class Callbacks:
             log.emit(payload)
         elif kind == "job" and job_id.startswith("job:"):
             self.jobs.moved(payload)
+        elif kind == "polling" and job_id == "pull":
+            self.pulls.polling()
         return None
 
     def _slot_freed(self) -> None:
@@ -114,8 +118,9 @@ class Callbacks:
 
     def request_heartbeat(self) -> None:
         """Heartbeat the true counts soon; a burst of requests is one heartbeat."""
-        if self._parts.node.heartbeat_failures:
-            return  # its backoff goes first
+        node = self._parts.node
+        if node.heartbeat_failures or not node.heartbeats_offered:
+            return  # its backoff goes first; where there are none, none is sent
         if "heartbeat" in self._parts.executor.running():
             self._heartbeat_asked = True
             return
@@ -136,35 +141,38 @@ class Callbacks:
             unauthorized = bool(told.get("unauthorized"))
             node.coordinator_error = message
             if unauthorized:
-                node.close(
+                self._close(
                     "unauthorized",
                     f"the coordinator refused the token: {message}",
                     "put a valid token into coordinator.auth_token",
                 )
             self._parts.tokens.failed(message, unauthorized=unauthorized)
             return
+        config = self._parts.config
+        if report.get("coordinator") != config.coordinator.base_url:
+            # Asked before an edit named another coordinator: it must not get this one.
+            self.start_registration()
+            return
         node.registered = bool(report.get("registered", True))
         node.coordinator_error = None
         node.heartbeat_floor_s = float(report.get("heartbeat_interval_s") or 0)
         self._parts.tokens.extensions = report.get("extensions")
-        if node.open("unauthorized"):
-            self.pulls.request()
-        config = self._parts.config
+        self._open("unauthorized")
         self._parts.scheduler.retime(config, config, node.heartbeat_floor_s)
         _log.info("node.registered", registered=node.registered)
         log.add_secrets([str(report["token"])])
         self._parts.tokens.registered(str(report["token"]))
+        if node.registered and not node.heartbeats_offered:
+            node.heartbeats_offered = True
+            self._parts.scheduler.run_in("heartbeat", 0)
 
     def _heartbeat_ended(self, report: Mapping[str, Any] | None) -> None:
-        node, config = self._parts.node, self._parts.config
+        node = self._parts.node
         self._heartbeat_at = self._parts.clock.monotonic()
         if report is None or "error" in report:
             node.heartbeat_failures += 1
             node.coordinator_error = str((report or {}).get("error", "no answer"))
-            backoff = config.heartbeat.backoff
-            pause_s = Backoff(
-                min_s=backoff.min_s, max_s=backoff.max_s, rng=self._parts.rng
-            ).next_delay(node.heartbeat_failures)
+            pause_s = self._backoff_s(node.heartbeat_failures)
             asked_s = float((report or {}).get("retry_after_s") or 0)
             self._parts.scheduler.run_in("heartbeat", max(pause_s, asked_s))
             return
@@ -188,25 +196,33 @@ class Callbacks:
             self._parts.scheduler.run_in("sweep", 0)
 
     def _unknown_to_coordinator(self) -> None:
-        """Register again; where that changes nothing there are no heartbeats."""
+        """Register again; without registration there are no heartbeats either."""
         self._unknown_heartbeats += 1
-        if self._parts.node.registered and self._unknown_heartbeats == 1:
+        if self._parts.node.registered:
             self._parts.tokens.reset()
-            self._parts.scheduler.run_in("heartbeat", HEARTBEAT_GAP_S)
+            again_in_s = HEARTBEAT_GAP_S
+            if self._unknown_heartbeats > 1:
+                again_in_s = self._backoff_s(self._unknown_heartbeats - 1)
+            self._parts.scheduler.run_in("heartbeat", again_in_s)
             return
         self._parts.node.heartbeats_offered = False
         self._parts.scheduler.pause("heartbeat")
         _log.info("heartbeat.not_offered", words="this coordinator has no heartbeat")
 
+    def _backoff_s(self, failures: int) -> float:
+        section = self._parts.config.heartbeat.backoff
+        backoff = Backoff(min_s=section.min_s, max_s=section.max_s, rng=self._parts.rng)
+        return backoff.next_delay(failures)
+
     def _drain_as_told(self, report: Mapping[str, Any]) -> None:
         if report.get("drain") is True:
-            self._parts.node.close(
+            self._close(
                 "drain-request",
                 "the coordinator asked this node to drain",
                 "ask the coordinator's operator, or wait until it withdraws",
             )
-        elif report.get("drain") is False and self._parts.node.open("drain-request"):
-            self.pulls.request()
+        elif report.get("drain") is False:
+            self._open("drain-request")
 
     # Sweep and probe
 
@@ -255,6 +271,7 @@ class Callbacks:
     def _close(self, gate: str, reason: str, remedy: str) -> None:
         if self._parts.node.close(gate, reason, remedy):
             _log.warning("gate.closed", gate=gate, reason=reason, remedy=remedy)
+            self.pulls.check_open()
             self.request_heartbeat()
 
     def _open(self, gate: str) -> None:

@@ -75,7 +75,8 @@ class Jobs:
     def _reported(self, job_id: str, report: Mapping[str, Any]) -> None:
         state = JobState(report["state"])
         code = report.get("code")
-        self._parts.metrics.job_finished(code)
+        if state not in (JobState.IDLE, JobState.PULLING):
+            self._parts.metrics.job_finished(code)
         say = _log.info if code is None else _log.warning
         say("job.finished", **{k: v for k, v in report.items() if v is not None})
         if state is JobState.RETRY_WAIT:
@@ -125,7 +126,7 @@ class Jobs:
         if self._parts.scheduler.is_due(f"deliver:{job_id}"):
             return
         tries = self._tries[job_id] = self._tries.get(job_id, 0) + 1
-        pause_s = 0.0 if tries == 1 else min(2.0**tries, DELIVERY_MAX_S)
+        pause_s = 0.0 if tries == 1 else _doubled_s(tries)
         self.deliver(job_id, pause_s, resend=True)
 
     def delivery_ended(self, job_id: str, report: Mapping[str, Any] | None) -> None:
@@ -141,16 +142,16 @@ class Jobs:
 
     def _deliver_later(self, job_id: str) -> None:
         tries = self._tries[job_id] = self._tries.get(job_id, 0) + 1
-        ceiling_s = min(DELIVERY_MIN_S * 2**tries, DELIVERY_MAX_S)
         # Full jitter: a coordinator that comes back is not met by everyone at once.
-        self.deliver(job_id, self._parts.rng.uniform(DELIVERY_MIN_S / 2, ceiling_s))
+        pause_s = self._parts.rng.uniform(DELIVERY_MIN_S / 2, _doubled_s(tries))
+        self.deliver(job_id, pause_s)
 
     # What a sweep found
 
     def settle(self, report: Mapping[str, Any]) -> None:
         """Adopt what runs, resume what never ran, deliver what waits."""
         self._adopt(report)
-        self.orphans = list(report.get("orphans", ()))
+        self._look_again_soon(list(report.get("orphans", ())))
         held = {job.job_id for job in self._parts.node.jobs()}
         for job in report.get("run", ()):
             if job["job_id"] not in held:
@@ -176,7 +177,11 @@ class Jobs:
             _log.info("job.adopted_ended", job_id=job.job_id)
         if ended:
             self._slot_freed()
-        if self.orphans or any(job.adopted for job in node.jobs()):
+
+    def _look_again_soon(self, orphans: list[str]) -> None:
+        seen_once = set(orphans).difference(self.orphans)
+        self.orphans = orphans
+        if seen_once or any(job.adopted for job in self._parts.node.jobs()):
             pause_s = min(ADOPTED_SWEEP_S, self._parts.config.sweep.interval_s)
             self._parts.scheduler.run_in("sweep", pause_s)
 
@@ -210,3 +215,8 @@ class Jobs:
             )
             unique = f"{entry_point}:{self._parts.clock.monotonic()}"
             self._parts.scheduler.once(f"hook:{event}:{unique}", call)
+
+
+def _doubled_s(tries: int) -> float:
+    """Give the longest pause after so many tries; a float overflows at 2**1024."""
+    return min(DELIVERY_MIN_S * 2.0 ** min(tries, 32), DELIVERY_MAX_S)

@@ -38,19 +38,28 @@ class Pulls:
         first, self._recovered = not self._recovered, True
         if first or not self._parts.scheduler.is_due("pull"):
             self.request()
+        else:
+            self.check_open()  # a sweep may have filled the slots
 
     def request(self) -> None:
         """Pull now if there is room; end an open long poll that asks for too little."""
-        node = self._parts.node
-        if not self._recovered or not node.takes_work:
-            if not self._open:
-                self._parts.scheduler.pause("pull")
-            return
-        if not self._open:
+        wanted = self._recovered and self._parts.node.takes_work
+        if self._open:
+            self._asked = self._asked or wanted
+            self.check_open()
+        elif wanted:
             self._parts.scheduler.run_in("pull", 0)
+        else:
+            self._parts.scheduler.pause("pull")
+
+    def check_open(self) -> None:
+        """End an open long poll that asks for what there is no room for, or less."""
+        if not self._open or self.was_ended:
             return
-        self._asked = True
-        if not kinds(node) <= self._kinds:
+        node = self._parts.node
+        if not node.takes_work:
+            self._end_open("the node takes no more work")
+        elif kinds(node) != self._kinds:
             # The coordinator's list of active jobs brings back a job whose handing
             # out crosses this: the next sweep finds it leased and unknown here.
             self._end_open("its filters are stale")
@@ -60,6 +69,13 @@ class Pulls:
         self._recovered = False
         self._parts.scheduler.pause("pull")
         self._end_open("the daemon ends")
+
+    def polling(self) -> None:
+        """Look again when the pull is in its process: only now it can be ended."""
+        if self.was_ended:
+            self._end_open("asked for before it had a process")
+        else:
+            self.check_open()
 
     def _end_open(self, reason: str) -> None:
         self.was_ended = True
@@ -74,11 +90,13 @@ class Pulls:
 
     def ended(self, report: Mapping[str, Any] | None) -> None:
         """Start what was accepted and time the next pull."""
+        # Ended by us, or asked for meanwhile: pull again at once.
+        self._asked = self._asked or self.was_ended
         self.was_ended = self._open = False
         if not self._recovered:
             return
         if report is None or "error" in report:
-            self._again_after_failure(report or {})
+            self._pull_in(self._pause_after_failure_s(report or {}))
             return
         self._failures = 0
         accepted = report.get("accepted", ())
@@ -87,12 +105,13 @@ class Pulls:
             self._start_job(job)
         for job_id in duplicates:
             self._resend(str(job_id))
-        if accepted:
-            self._duplicates = 0
-        elif duplicates:
-            self._duplicates += 1
+        only_duplicates = bool(duplicates) and not accepted
+        self._duplicates = self._duplicates + 1 if only_duplicates else 0
+        self._pull_in(self._pause_s(report))
+
+    def _pull_in(self, pause_s: float) -> None:
         if self._parts.node.takes_work:
-            self._parts.scheduler.run_in("pull", self._pause_s(report))
+            self._parts.scheduler.run_in("pull", pause_s)
         else:
             self._parts.scheduler.pause("pull")
 
@@ -101,15 +120,16 @@ class Pulls:
         if report.get("accepted") or self._asked:
             return 0.0
         if report.get("duplicates"):
-            return min(interval_s * 2.0**self._duplicates, DUPLICATE_PAUSE_MAX_S)
+            # A float overflows at 2**1024; that many answers take some days.
+            doubled = 2.0 ** min(self._duplicates, 32)
+            return min(interval_s * doubled, DUPLICATE_PAUSE_MAX_S)
         # A long poll that waited is asked again at once.
         waited = float(report.get("held_s", 0)) >= interval_s
         return 0.0 if waited else interval_s
 
-    def _again_after_failure(self, report: Mapping[str, Any]) -> None:
-        if self._asked:  # ended on purpose, to ask for more
-            self._parts.scheduler.run_in("pull", 0)
-            return
+    def _pause_after_failure_s(self, report: Mapping[str, Any]) -> float:
+        if self._asked:
+            return 0.0
         self._failures += 1
         backoff = self._parts.config.heartbeat.backoff
         pause_s = Backoff(
@@ -118,7 +138,7 @@ class Pulls:
             rng=self._parts.rng,
         ).next_delay(self._failures)
         asked_s = float(report.get("retry_after_s") or 0)
-        self._parts.scheduler.run_in("pull", max(pause_s, asked_s))
+        return max(pause_s, asked_s)
 
 
 def kinds(node: Node) -> frozenset[str]:
