@@ -54,9 +54,9 @@ def end_tree(pid: int, pidfd: int, group: Cgroup | None) -> bool:
         # Stopped, it forks no more and still adopts what loses its parent.
         proc.kill_descendants(pid, EMPTY_TIMEOUT_S)
     proc.send_signal(pidfd, signal.SIGKILL)
-    if group is None:
-        return _wait_dead(pid)
-    return group.wait_empty(EMPTY_TIMEOUT_S)
+    # A process leaves its group a moment before it is seen as dead.
+    is_empty = group is None or group.wait_empty(EMPTY_TIMEOUT_S)
+    return is_empty and _wait_dead(pid)
 
 
 def end_group(group: Cgroup | None) -> bool:

@@ -227,12 +227,14 @@ def test_daemonised_descendants_die_with_their_tick(
     daemon: Daemon, then: str, end: TaskEnd
 ) -> None:
     """However it ends; where it didn't return, before its end is told."""
-    outcome = daemon.call("family", deadline_s=0.5, then=then)
+    # Enough for its forks also while coverage is measured.
+    outcome = daemon.call("family", 1 if then == "hang" else 20, then=then)
     name, pids = daemon.messages.get(timeout=10)
     assert (outcome.end, name, len(pids)) == (end, "family", 3)
-    if then != "return":
-        assert all_dead(pids)
-    eventually(lambda: all_dead(pids), "the end of the descendants")
+    # Where it didn't return they are dead by now, but for the last instant of an
+    # exit, in which a process has left its group and isn't yet a zombie.
+    within_s = 10 if then == "return" else 0.1
+    eventually(lambda: all_dead(pids), "the end of the descendants", within_s)
 
 
 def test_nothing_is_left_of_a_tick(daemon: Daemon) -> None:
@@ -436,8 +438,7 @@ def test_shutting_down_is_quick_and_leaves_detached_jobs(
     own_daemon.executor.shutdown(wait=False)
     assert time.monotonic() - started < 1
     assert tick.result(10).message == "killed: the executor was shut down"
-    assert all_dead(pids)
-    assert not proc.is_alive(zygote)
+    eventually(lambda: all_dead([*pids, zygote]), "the end of the tick", 0.1)
     assert own_daemon.call("echo").end is TaskEnd.REFUSED
     assert proc.is_alive(job_pid)
     path.touch()
