@@ -1,6 +1,7 @@
 """cli.py and environment.py: allowlisted commands as jobs of a workspace."""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from aitbc_aps_miner.runners.allowlist_files import AllowlistReader
 from aitbc_aps_miner.runners.cli import BoundedWatch, CliRunner
 from aitbc_aps_miner.runners.containment import Containment
 from aitbc_aps_miner.runners.environment import environment
+from aitbc_aps_miner.util import proc
 
 CPU = Reservation(kind="cpu", cpu_threads=3)
 PROGRAM = '[command]\npath = "/bin/sh"\n'
@@ -289,8 +291,25 @@ def test_only_kinds_that_can_run_something_are_built(
     """A kind without an allowlist or task path would refuse every job."""
     config = _config(tmp_path, **kinds)
     assert runners.enabled_kinds(config) == enabled
-    built = runners.build(config, None)
-    assert tuple(built) == enabled
-    for runner in list(built.values())[:1]:
-        assert isinstance(runner, CliRunner)
-        runner._containment.close()
+    before = proc.children(os.getpid())
+    assert tuple(runners.build(config, None)) == enabled
+    assert proc.children(os.getpid()) == before
+
+
+def test_runners_share_what_was_prepared(
+    tmp_path: Path, workspace: FakeWorkspace
+) -> None:
+    """The first run takes the waiting fork, a second one gets its own."""
+    (tmp_path / "allowed").mkdir()
+    _script(tmp_path, "echo $$")
+    config = _config(tmp_path, cli={"allowlist_dir": str(tmp_path / "allowed")})
+    manifest = _manifest(command="tool")
+    before = set(proc.children(os.getpid()))
+    with runners.Containment(prepare=True) as containment:
+        (waiting,) = set(proc.children(os.getpid())) - before
+        cli = runners.build(config, containment=containment)["cli"]
+        for _ in range(2):
+            facts = cli.run(manifest, workspace, CPU, FakeWatch(), lambda _: None)
+            assert facts.exit_code == 0
+    first, second = map(int, workspace.exec_log.read_text().split())
+    assert (first == waiting, second == waiting) == (True, False)

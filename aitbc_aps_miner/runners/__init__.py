@@ -7,7 +7,7 @@ from aitbc_aps_miner.runners.containment import Containment
 from aitbc_aps_miner.runners.python import PythonRunner
 from aitbc_aps_miner.sandbox.cgroup import Cgroup
 
-__all__ = ["build", "enabled_kinds"]
+__all__ = ["Containment", "build", "enabled_kinds"]
 
 
 def enabled_kinds(config: Config) -> tuple[str, ...]:
@@ -20,18 +20,21 @@ def enabled_kinds(config: Config) -> tuple[str, ...]:
     return tuple(kind for kind, enabled in kinds.items() if enabled)
 
 
-def build(config: Config, payload_cgroup: Cgroup | None) -> dict[str, Runner]:
-    """Make the runners of one job process, with a fork in waiting for its payload.
+def build(
+    config: Config,
+    payload_cgroup: Cgroup | None = None,
+    *,
+    containment: Containment | None = None,
+) -> dict[str, Runner]:
+    """Make the runners of the enabled kinds; nothing is forked before one runs.
 
-    Call it in the main thread while there is no other, so that the fork is safe, and
-    after secrets are hidden from children; the fork ends with this process.
+    A job process gives a `containment` that it prepared, best before it has threads
+    (`Containment(group, prepare=True)`, a context manager): the fork and the joining
+    of groups, which can take 10 ms, are done by the time that the payload is due.
     """
-    kinds = enabled_kinds(config)
-    if not kinds:
-        return {}
-    containment = Containment(payload_cgroup, prepare=True)
+    contained = containment or Containment(payload_cgroup)
     runners: dict[str, Runner] = {
-        "cli": CliRunner(config.runners.cli, containment),
-        "python": PythonRunner(config.runners.python, containment),
+        "cli": CliRunner(config.runners.cli, contained),
+        "python": PythonRunner(config.runners.python, contained),
     }
-    return {kind: runners[kind] for kind in kinds}
+    return {kind: runners[kind] for kind in enabled_kinds(config)}
