@@ -74,6 +74,7 @@ class Briefing:
             **self._access(),
             "roots": self._roots(),
             "held": [job.job_id for job in node.jobs() if not job.adopted],
+            "adopted": [job.job_id for job in node.jobs() if job.adopted],
             "orphans": list(self._callbacks.jobs.orphans),
             "capacity": asdict(node.capacity()),
         }

@@ -96,6 +96,7 @@ def run_tick(name: str, path: Path) -> Mapping[str, Any]:
         **access,
         roots=[str(config.workspace.root)],
         held=[],
+        adopted=[],
         orphans=[],
         capacity=asdict(capacity),
     )

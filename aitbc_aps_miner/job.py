@@ -19,13 +19,17 @@ from aitbc_aps_miner.config.model import Config
 from aitbc_aps_miner.coordinator import NodeApi
 from aitbc_aps_miner.errors import (
     AttemptHereError,
+    ErrorCode,
+    JobError,
     UnavailableError,
+    WorkspaceBusyError,
     WorkspaceError,
 )
 from aitbc_aps_miner.identity import load_or_create
 from aitbc_aps_miner.lifecycle import Job
 from aitbc_aps_miner.manifest import parse
 from aitbc_aps_miner.models import (
+    ExitFacts,
     JobReport,
     JobState,
     Manifest,
@@ -99,16 +103,18 @@ class _Process:
 
     def run(self, *, resume: bool) -> JobReport:
         job = self._job
-        with ProgressSender(self._coordinator, job.manifest, self._watch) as sender:
-            ports = self._ports(_Observer(self._world, sender))
+        sender = ProgressSender(self._coordinator, job.manifest, self._watch)
+        # Before the sender's thread starts: the runners fork.
+        wired = self._ports(_Observer(self._world, sender))
+        with sender:
             try:
                 if resume:
                     workspace = self._note(self._workspaces.open(job.manifest.job_id))
                     workspace.renew()
-                    report = lifecycle.resume_one(job, workspace, ports)
+                    report = lifecycle.resume_one(job, workspace, wired)
                 else:
-                    report = lifecycle.run_one(job, self, ports)
-            except AttemptHereError as here:
+                    report = lifecycle.run_one(job, self, wired)
+            except (AttemptHereError, WorkspaceBusyError) as here:
                 return _not_run(job.manifest, str(here))
             except WorkspaceError as error:
                 if self._workspace is not None:
@@ -151,7 +157,7 @@ class _Process:
                 ssl_context_of(config.coordinator),
                 clock,
             ),
-            runner=build(config, self._group)[job.manifest.runner],
+            runner=build(config, self._group).get(job.manifest.runner, _NotOffered()),
             collector=ArtifactCollector(),
             signer=Signer(
                 identity,
@@ -178,6 +184,18 @@ class _Process:
             if outcome is not None:
                 report = lifecycle.deliver(workspace, outcome, self._coordinator)
         raise AssertionError  # pragma: no cover - count() never ends
+
+
+class _NotOffered:
+    """Stands for a runner that was switched off after its job was accepted."""
+
+    def check(self, manifest: Manifest) -> None:
+        raise JobError(
+            ErrorCode.E_DENY, f"runner {manifest.runner!r} is not offered here any more"
+        )
+
+    def run(self, *_args: Any, **_more: Any) -> ExitFacts:
+        raise AssertionError  # pragma: no cover - check() refuses everything
 
 
 class _Observer:

@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from aitbc_aps_miner.errors import ErrorCode, JobError
 from aitbc_aps_miner.identity import Identity, b64url
-from aitbc_aps_miner.jobrecord import utc_text
 from aitbc_aps_miner.models import ArtifactFile, Manifest, Outcome
 from aitbc_aps_miner.ports import Clock
+from aitbc_aps_miner.util.words import utc_text
 
 ALGORITHM = "Ed25519"
 

@@ -10,8 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from aitbc_aps_miner import outcome as outcomes
 from aitbc_aps_miner.coordinator import JobView
 from aitbc_aps_miner.errors import (
@@ -22,23 +20,19 @@ from aitbc_aps_miner.errors import (
     WorkspaceError,
 )
 from aitbc_aps_miner.expiry import EXPIRE_BUDGET_S, expire
-from aitbc_aps_miner.jobrecord import Claim, Record
+from aitbc_aps_miner.leftovers import end_leftovers
 from aitbc_aps_miner.manifest import parse
-from aitbc_aps_miner.models import JobState, Origin
+from aitbc_aps_miner.models import JobState, Manifest
 from aitbc_aps_miner.reconcile import Action, Found, OnDisk, View, decide
-from aitbc_aps_miner.sandbox.cgroup import SPARE_PREFIX, Cgroup
 from aitbc_aps_miner.slots import Capacity
 from aitbc_aps_miner.tasks import Report, capacity_of, job_of
-from aitbc_aps_miner.util import fs, log, proc
+from aitbc_aps_miner.util import fs, log
+from aitbc_aps_miner.views import ACTIVE, Views, on_disk_of
 from aitbc_aps_miner.workspace import Glance, StoredJob, Workspaces
+from aitbc_aps_miner.workspace.record import Claim, Record
 from aitbc_aps_miner.world import Line, World
 
-KILL_WAIT_S = 5.0
-
 LOST_DISK = "this node has no trace of the attempt; it may have run and may not rerun"
-
-_ACTIVE = frozenset({"leased", "acked", "running"})
-_OURS = frozenset({"succeeded", "failed"})
 
 _log = log.get_logger()
 
@@ -51,16 +45,18 @@ def sweep(
     extensions: list[str] | None,
     roots: list[str],
     held: list[str],
+    adopted: list[str],
     orphans: list[str],
     capacity: Mapping[str, Any],
 ) -> Report:
     """Settle every workspace under `roots`; `held` are the daemon's own jobs.
 
+    `adopted` are those that it counts and did not start: they are looked at.
     `orphans` are the jobs that the last sweep found at the coordinator and not here:
     one seen twice did not belong to a pull that was open meanwhile.
     """
     world = World(channel, config, token, extensions)
-    settling = _Settling(world, capacity_of(capacity))
+    settling = _Settling(world, capacity_of(capacity), frozenset(adopted))
     settled: list[tuple[Workspaces, Glance]] = []
     here = set(held)
     for root in roots:
@@ -75,7 +71,8 @@ def sweep(
                 settling.settle(workspaces, job)
         with suppress(WorkspaceError):
             workspaces.tidy(budget_s=EXPIRE_BUDGET_S)
-    settling.settle_the_rest(here, {job.job_id for _, job in settled}, orphans)
+    kept = {job.job_id: workspaces for workspaces, job in settled}
+    settling.settle_the_rest(here, kept, orphans)
     used_pct = expire(world, settled)
     return {
         **settling.report,
@@ -97,10 +94,13 @@ def _unwritable(root: Path) -> str | None:
 class _Settling:
     """Carries out what is decided about each job that is not delivered."""
 
-    def __init__(self, world: World, capacity: Capacity) -> None:
+    def __init__(
+        self, world: World, capacity: Capacity, adopted: frozenset[str]
+    ) -> None:
         self._world = world
         self._capacity = capacity
-        self._lists: dict[Origin, dict[str, JobView] | CoordinatorError | None] = {}
+        self._adopted = adopted
+        self._views = Views(world)
         self.report: dict[str, Any] = {
             "running": [],
             "run": [],
@@ -117,17 +117,21 @@ class _Settling:
             self.report["damaged"].append(job.job_id)
             _log.warning("job.damaged", job_id=job.job_id, reason=job.damaged)
             return
-        on_disk = _on_disk(job, job.record)
-        self.report["undelivered"] += on_disk is OnDisk.UNDELIVERED
-        if on_disk is OnDisk.DELIVERING:
+        on_disk = on_disk_of(job, job.record)
+        # A job process without a daemon keeps trying by itself, and holds no slot.
+        waits = job.outcome_recorded and job.record.state is JobState.RETRY_WAIT
+        self.report["undelivered"] += waits or on_disk is OnDisk.UNDELIVERED
+        if job.lock_held and not waits:
             self._count(workspaces, job.record)
+        if on_disk is OnDisk.DELIVERING:
             return
-        view = self._view(job.record)
+        view = self._views.of(job.record)
         claim = _claim_of(workspaces.root / job.job_id)
         found = Found(
             job_id=job.job_id,
             on_disk=on_disk,
-            idempotent=claim is not None and claim.raw.get("idempotent") is True,
+            adopted=job.job_id in self._adopted,
+            idempotent=claim is not None and _is_idempotent(claim.raw),
         )
         action = decide(found, view)
         if action is not Action.WAIT:
@@ -138,58 +142,84 @@ class _Settling:
                 view=view,
                 action=action,
             )
-        with suppress(WorkspaceBusyError):  # someone else is at it
+        try:
             self._do(action, workspaces, job.record, claim)
+        except WorkspaceBusyError:
+            return  # someone else is at it
+        except WorkspaceError as error:
+            # One damaged workspace must not keep the others from being settled.
+            _log.warning("job.unsettled", job_id=job.job_id, reason=str(error))
 
     def settle_the_rest(
-        self, here: set[str], delivered: set[str], orphans: list[str]
+        self, here: set[str], kept: Mapping[str, Workspaces], orphans: list[str]
     ) -> None:
         """Settle what the coordinator expects of us and we have done or never had."""
         try:
-            active = self._active(self._world.origin) or {}
+            listed = self._views.active(self._world.origin) or {}
         except CoordinatorError:
             return  # unknown is never "none"
-        self.report["resend"] = sorted(delivered & active.keys())
-        for job_id in active.keys() - here:
+        us = (None, self._world.origin.node_id)
+        active = {
+            job_id: view
+            for job_id, view in listed.items()
+            if view.state in ACTIVE and view.node_id in us
+        }
+        for job_id in sorted(kept.keys() & active.keys()):
+            found = kept[job_id].find(job_id)
+            if found is None or found.record is None:
+                continue
+            if found.record.attempt < active[job_id].attempt:
+                here.discard(job_id)  # what is here is of an earlier attempt
+            else:
+                self.report["resend"].append(job_id)
+        for job_id in sorted(active.keys() - here):
             self.report["orphans"].append(job_id)
             if job_id in orphans:
                 self._settle_orphan(active[job_id])
 
     def _settle_orphan(self, view: JobView) -> None:
-        raw = view.manifest if isinstance(view.manifest, Mapping) else {}
+        raw = view.manifest
+        if not isinstance(raw, Mapping):
+            return  # this list doesn't tell what the job is: its lease has to run out
         found = Found(
             job_id=view.job_id,
             on_disk=OnDisk.NOTHING,
-            idempotent=raw.get("idempotent") is True,
+            idempotent=_is_idempotent(raw),
         )
         leased = view.state == "leased"
         action = decide(found, View.LEASED if leased else View.RUNNING)
         _log.info("job.orphan", job_id=view.job_id, state=view.state, action=action)
         if action is Action.RUN:
-            self._run(raw)
+            self._run(view, {**raw, "attempt": view.attempt})
         elif action is Action.FAIL_LOST:
-            self._fail_raw(view.job_id, view.attempt, LOST_DISK)
+            self._fail_raw(view, JobError(ErrorCode.E_LOST, LOST_DISK))
 
-    def _run(self, raw: Mapping[str, Any]) -> None:
+    def _run(self, view: JobView, raw: Mapping[str, Any]) -> None:
         try:
             manifest = parse(raw, max_timeout_s=self._world.config.resources.max_job_s)
+        except JobError as error:
+            self._fail_raw(view, error)
+            return
+        try:
             reservation = self._capacity.reserve(manifest.requirements)
         except JobError as error:
-            _log.info("job.orphan_waits", reason=str(error))
+            _log.info("job.orphan_waits", job_id=view.job_id, reason=str(error))
             return  # its lease runs out, or a slot is free at the next sweep
         self._capacity = self._capacity.taking(manifest.job_id, reservation)
         self.report["run"].append(
             {**job_of(self._world, manifest, raw, reservation), "fresh": True}
         )
 
-    def _fail_raw(self, job_id: str, attempt: int, words: str) -> None:
+    def _fail_raw(self, view: JobView, error: JobError) -> None:
         with (
             suppress(CoordinatorError),
             self._world.coordinator() as coordinator,
         ):
-            coordinator.fail_raw(job_id, attempt, ErrorCode.E_LOST, words, {})
+            coordinator.fail_raw(
+                view.job_id, view.attempt, error.code, error.message, error.detail
+            )
 
-    def _do(  # noqa: C901  one deed an action
+    def _do(
         self,
         action: Action,
         workspaces: Workspaces,
@@ -198,25 +228,22 @@ class _Settling:
     ) -> None:
         job_id = record.job_id
         match action:
-            case Action.ADOPT:
-                self._count(workspaces, record)
             case Action.STOP:
-                self._count(workspaces, record)
                 workspaces.write_control(job_id, {"cancel": True})
             case Action.DELIVER:
                 self.report["deliver"].append(job_id)
             case Action.RUN | Action.RERUN:
-                _end_leftovers(workspaces.root / record.job_id, record)
+                end_leftovers(workspaces.root / record.job_id, record)
                 self._run_again(workspaces, record, claim)
             case Action.FAIL_LOST:
                 self._fail_lost(workspaces, record)
             case Action.FORGET | Action.ABANDON:
-                _end_leftovers(workspaces.root / job_id, record)
+                end_leftovers(workspaces.root / job_id, record)
                 workspaces.remove(job_id)
             case Action.MARK_DELIVERED | Action.DROP:
                 self._close(workspaces, job_id, action)
-            case Action.WAIT:
-                pass
+            case Action.ADOPT | Action.WAIT:
+                pass  # counted already, if it runs
 
     def _count(self, workspaces: Workspaces, record: Record) -> None:
         self.report["running"].append(
@@ -236,7 +263,11 @@ class _Settling:
             # Secrets are never on disk: without them it can't be run from here.
             self._fail_lost(workspaces, record)
             return
-        manifest = parse(claim.raw, max_timeout_s=float("inf"))
+        try:
+            manifest = parse(claim.raw, max_timeout_s=float("inf"))
+        except JobError:  # a later version of ours took it
+            self._fail_lost(workspaces, record)
+            return
         try:
             reservation = self._capacity.reserve(manifest.requirements)
         except JobError:
@@ -254,10 +285,13 @@ class _Settling:
         )
 
     def _fail_lost(self, workspaces: Workspaces, record: Record) -> None:
-        _end_leftovers(workspaces.root / record.job_id, record)
+        end_leftovers(workspaces.root / record.job_id, record)
         workspace = workspaces.open(record.job_id)
         try:
-            manifest = parse(workspace.load_claim().raw, max_timeout_s=float("inf"))
+            # Its manifest may be what was lost; nothing but the key is needed here.
+            manifest = Manifest(
+                job_id=record.job_id, attempt=record.attempt, runner="", timeout_s=0
+            )
             error = JobError(
                 ErrorCode.E_LOST,
                 "the attempt died with its process and may not be rerun here",
@@ -282,61 +316,6 @@ class _Settling:
         finally:
             workspace.close()
 
-    # The coordinator's view
-
-    def _view(self, record: Record) -> View:
-        try:
-            active = self._active(record.origin)
-            if active is None:
-                return View.UNSUPPORTED
-            view = active.get(record.job_id) or self._ask(record)
-        except CoordinatorError as error:
-            _log.info("job.view_unknown", job_id=record.job_id, reason=str(error))
-            return View.UNKNOWN
-        return view_of(view, record)
-
-    def _active(self, origin: Origin) -> dict[str, JobView] | None:
-        """Ask for the list once a sweep; a failure is remembered like an answer."""
-        if origin not in self._lists:
-            try:
-                with self._world.coordinator(origin) as coordinator:
-                    jobs = coordinator.active_jobs(origin.node_id)
-                self._lists[origin] = (
-                    None if jobs is None else {job.job_id: job for job in jobs}
-                )
-            except CoordinatorError as error:
-                self._lists[origin] = error
-        answer = self._lists[origin]
-        if isinstance(answer, CoordinatorError):
-            raise answer
-        return answer
-
-    def _ask(self, record: Record) -> JobView | None:
-        with self._world.coordinator(record.origin) as coordinator:
-            return coordinator.query(record.job_id)
-
-
-def view_of(view: JobView | None, record: Record) -> View:
-    """Say what the coordinator's answer means for our attempt."""
-    if view is None:
-        return View.ABSENT
-    ours = view.node_id in (None, record.origin.node_id)
-    if not ours or view.attempt != record.attempt:
-        return View.OTHER
-    if view.state in _ACTIVE:
-        return View.LEASED if view.state == "leased" else View.RUNNING
-    return View.FINAL_OURS if view.state in _OURS else View.OTHER
-
-
-def _on_disk(job: StoredJob, record: Record) -> OnDisk:
-    if job.outcome_recorded:
-        return OnDisk.DELIVERING if job.lock_held else OnDisk.UNDELIVERED
-    if job.lock_held:
-        return OnDisk.RUNNING
-    if record.spawned:
-        return OnDisk.SPAWNED
-    return OnDisk.CLAIMED if record.state is JobState.PULLING else OnDisk.ACKED
-
 
 def _claim_of(path: Path) -> Claim | None:
     try:
@@ -345,18 +324,5 @@ def _claim_of(path: Path) -> Claim | None:
         return None
 
 
-def _end_leftovers(path: Path, record: Record) -> None:
-    """Kill what is left of a job whose process died; its lock is free."""
-    cgroup = record.facts.get("cgroup")
-    if isinstance(cgroup, str) and Path(cgroup).name.startswith(SPARE_PREFIX):
-        group = Cgroup(path=Path(cgroup))
-        group.kill()
-        group.wait_empty(KILL_WAIT_S)
-        group.remove()
-    home = str(path / "work")
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            # The payload's environment names its job and its directory.
-            if process.environ().get("HOME") == home:
-                proc.kill_descendants(process.pid, KILL_WAIT_S)
-                process.kill()
+def _is_idempotent(raw: Any) -> bool:
+    return isinstance(raw, Mapping) and raw.get("idempotent") is True

@@ -21,7 +21,6 @@ from aitbc_aps_miner.errors import (
     UnavailableError,
     WorkspaceError,
 )
-from aitbc_aps_miner.jobrecord import Record
 from aitbc_aps_miner.manifest import job_id_of, parse
 from aitbc_aps_miner.models import Gpu, JobState, Manifest, Origin, Reservation
 from aitbc_aps_miner.probe.capabilities import heartbeat_body
@@ -31,6 +30,8 @@ from aitbc_aps_miner.runners import build, enabled_kinds
 from aitbc_aps_miner.slots import Capacity
 from aitbc_aps_miner.util import log
 from aitbc_aps_miner.workspace import Workspaces
+from aitbc_aps_miner.workspace.jobdir import moment_of
+from aitbc_aps_miner.workspace.record import Moment, Record
 from aitbc_aps_miner.world import Line, World
 
 Report = dict[str, Any]
@@ -189,6 +190,7 @@ class _Intake:
         self._rules = Rules(
             runners=frozenset(enabled_kinds(config)), network_jobs=config.network.jobs
         )
+        self._taken: set[str] = set()
         self.accepted: list[Report] = []
         self.duplicates: list[str] = []
         self.refused: list[Report] = []
@@ -204,6 +206,7 @@ class _Intake:
             self._refuse(raw, error, coordinator)
             return
         self._capacity = self._capacity.taking(manifest.job_id, reservation)
+        self._taken.add(manifest.job_id)
         self.accepted.append(job_of(self._world, manifest, raw, reservation))
 
     def _check(self, manifest: Manifest) -> None:
@@ -211,7 +214,7 @@ class _Intake:
 
     def _is_here(self, manifest: Manifest) -> bool:
         """Whether this attempt was taken before; only a finished one is answered."""
-        if manifest.job_id in self._held:
+        if manifest.job_id in self._held | self._taken:
             return True
         found = self._workspaces.find(manifest.job_id)
         if found is None or found.record is None:
@@ -298,36 +301,34 @@ def _deliver_one(
         outcome = workspace.load_outcome()
         if outcome is None:
             return {"job_id": job_id, "state": JobState.IDLE}
-        claim = workspace.load_claim()
-        kept_s = _seconds_undelivered(workspace.record_now, world.clock.realtime())
+        record = workspace.record_now
+        kept_s = _seconds_undelivered(record, moment_of(world.clock))
         if kept_s > world.config.results.keep_trying and not resend:
             reason = f"not taken within results.keep_trying ({kept_s:.0f} s)"
             workspace.mark_dropped(outcome, reason)
             return {"job_id": job_id, "state": workspace.state, "message": reason}
-        with world.coordinator(claim.origin) as coordinator:
+        with world.coordinator(record.origin) as coordinator:
             if resend:
-                _ack_again(claim.raw, coordinator)
+                _ack_again(record, coordinator)
             report = lifecycle.deliver(workspace, outcome, coordinator)
         return {**asdict(report), "resent": resend}
     finally:
         workspace.close()
 
 
-def _seconds_undelivered(record: Record, now: float) -> float:
-    first = next(
-        (
-            line.moment.realtime
-            for line in record.history
-            if line.state is JobState.UPLOADING
-        ),
-        now,
-    )
-    return now - first
+def _seconds_undelivered(record: Record, now: Moment) -> float:
+    """Count since the first try; a wall clock that is set throws nothing away."""
+    tries = (line for line in record.history if line.state is JobState.UPLOADING)
+    first = next(tries, None)
+    return 0.0 if first is None else now.seconds_since(first.moment)
 
 
-def _ack_again(raw: Mapping[str, Any], coordinator: NodeApi) -> None:
+def _ack_again(record: Record, coordinator: NodeApi) -> None:
     """Take a job that was handed out again, so that its outcome may be answered."""
-    manifest = parse(raw, max_timeout_s=float("inf"))
+    # Of a job that was buried, only the key is left; an ack needs no more.
+    manifest = Manifest(
+        job_id=record.job_id, attempt=record.attempt, runner="", timeout_s=0
+    )
     try:
         coordinator.ack(manifest)
     except (JobGoneError, UnavailableError):

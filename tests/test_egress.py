@@ -9,9 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aitbc_aps_miner.egress import address_allowed, canonical_host, host_allowed
 from aitbc_aps_miner.errors import ErrorCode, JobError
-from aitbc_aps_miner.guarded import GuardedBackend, system_resolve
+from aitbc_aps_miner.transfer.egress import (
+    address_allowed,
+    canonical_host,
+    host_allowed,
+)
+from aitbc_aps_miner.transfer.guarded import GuardedBackend, system_resolve
 from aitbc_aps_miner.util.clock import SystemClock
 
 HOSTS: list[tuple[str, str, bool]] = [

@@ -26,10 +26,8 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aitbc_aps_miner import transfer
 from aitbc_aps_miner.config.model import Network
 from aitbc_aps_miner.errors import ErrorCode, JobError
-from aitbc_aps_miner.inputfile import InputFile, parse_content_range
 from aitbc_aps_miner.models import (
     ExitCause,
     InputUrl,
@@ -39,6 +37,8 @@ from aitbc_aps_miner.models import (
     Reservation,
 )
 from aitbc_aps_miner.transfer import HttpTransfer
+from aitbc_aps_miner.transfer.http import MAX_TRIES
+from aitbc_aps_miner.transfer.inputfile import InputFile, parse_content_range
 from aitbc_aps_miner.util.clock import SystemClock
 from aitbc_aps_miner.workspace import Workspace, Workspaces
 
@@ -390,7 +390,7 @@ def test_a_partial_answer_to_a_whole_question_is_no_answer(
     server = serve(_other_range)
     with _refused(ErrorCode.E_INPUT, "another part"):
         _fetch(workspace, server.url())
-    assert len(server.requests) == transfer.MAX_TRIES
+    assert len(server.requests) == MAX_TRIES
     assert _no_leftovers(workspace)
 
 
@@ -531,7 +531,7 @@ def test_a_mute_server_is_given_up(
     server = serve(_mute)
     with _refused(ErrorCode.E_INPUT, "no byte for 0.05 s"):
         _fetch(workspace, server.url(), timeout_s=0.05)
-    assert len(server.requests) == transfer.MAX_TRIES
+    assert len(server.requests) == MAX_TRIES
 
 
 def test_progress_earns_more_tries(
@@ -540,7 +540,7 @@ def test_progress_earns_more_tries(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Tries are counted since the last good piece, not since the beginning."""
-    monkeypatch.setattr(transfer, "GAIN_BYTES", 10_000)
+    monkeypatch.setattr("aitbc_aps_miner.transfer.http.GAIN_BYTES", 10_000)
     server = serve(lambda request: request.rest(ETAG, stop=request.start() + 10_000))
     _fetch(workspace, server.url())
     assert len(server.requests) == 11
@@ -799,7 +799,7 @@ def test_a_server_that_breaks_or_stalls_the_handshake_is_given_up(
     listener = socket.create_server(("127.0.0.1", 0))
 
     def talk() -> None:
-        for _ in range(transfer.MAX_TRIES):
+        for _ in range(MAX_TRIES):
             connection, _ = listener.accept()
             with connection:
                 connection.sendall(b"HTTP/1.1 400 Bad\r\n\r\n")

@@ -17,13 +17,6 @@ from aitbc_aps_miner.errors import (
     WorkspaceBusyError,
     WorkspaceError,
 )
-from aitbc_aps_miner.jobrecord import (
-    Claim,
-    Moment,
-    Record,
-    outcome_from_json,
-    without_secrets,
-)
 from aitbc_aps_miner.models import (
     ArtifactFile,
     JobState,
@@ -33,6 +26,13 @@ from aitbc_aps_miner.models import (
     Reservation,
 )
 from aitbc_aps_miner.workspace import Workspace, Workspaces, read_control
+from aitbc_aps_miner.workspace.record import (
+    Claim,
+    Moment,
+    Record,
+    outcome_from_json,
+    without_secrets,
+)
 
 ORIGIN = Origin(api="node-v1", base_url="https://c.example/api/v1", node_id="node-1")
 RESERVATION = Reservation(kind="gpu", cpu_threads=2, gpu_uuids=("GPU-1",), vram_mb=512)

@@ -1,12 +1,12 @@
 """How what was probed is said to a coordinator: descriptor and heartbeat of node-v1."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from aitbc_aps_miner.config.model import Config
 from aitbc_aps_miner.models import Gpu
 from aitbc_aps_miner.probe.host import HostFacts
+from aitbc_aps_miner.util.words import utc_text
 
 PROTOCOL = (
     "node-v1",
@@ -67,7 +67,6 @@ def heartbeat_body(
     how many more GPU jobs would be taken, `realtime` seconds since the epoch.
     """
     cpu_free, gpu_free = slots_free.get("cpu", 0), slots_free.get("gpu", 0)
-    moment = datetime.fromtimestamp(realtime, UTC)
     return {
         "node_id": config.node_id,
         "load": host.load1,
@@ -88,7 +87,7 @@ def heartbeat_body(
         ],
         "disk_free_mb": host.disk_free_mb,
         "config_hash": config_hash,
-        "clock": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "clock": utc_text(realtime),
     }
 
 

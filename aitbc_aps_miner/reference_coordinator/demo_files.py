@@ -11,8 +11,8 @@ import tomlkit
 import yaml
 
 from aitbc_aps_miner.errors import MinerError
+from aitbc_aps_miner.reference_coordinator.rules import Rules
 from aitbc_aps_miner.reference_coordinator.samples import DATA
-from aitbc_aps_miner.reference_coordinator.state import Rules
 
 HOST = "127.0.0.1"
 _HEADER = (

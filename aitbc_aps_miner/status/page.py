@@ -19,9 +19,8 @@ from aitbc_aps_miner.status.view import (
     TickView,
     is_healthy,
     not_ready_because,
-    rfc3339,
 )
-from aitbc_aps_miner.util.words import duration, size_mb
+from aitbc_aps_miner.util.words import duration, size_mb, utc_text
 
 _NONE = "\N{EN DASH}"
 
@@ -81,7 +80,7 @@ def _notices(view: HealthView) -> Iterable[str]:
 
 def _gate(gate: Gate) -> str:
     try:
-        since = rfc3339(gate.since)
+        since = utc_text(gate.since, "seconds")
     except (ValueError, OverflowError, OSError):  # a clock that never was set
         since = "?"
     return _notice("", f"gate: {gate.gate}", f"No jobs since {since}.", gate.remedy)

@@ -6,11 +6,11 @@ of it (JSON) is made here.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
 from aitbc_aps_miner.models import Gpu
+from aitbc_aps_miner.util.words import utc_text
 
 # A heartbeat may be late by its jitter, one backoff and one call; three in a row not.
 _MISSED = 3
@@ -169,7 +169,11 @@ def health_json(view: HealthView) -> dict[str, Any]:
         "version": view.version,
         "state": str(view.state),
         "gates": [
-            {"gate": gate.gate, "since": rfc3339(gate.since), "remedy": gate.remedy}
+            {
+                "gate": gate.gate,
+                "since": utc_text(gate.since, "seconds"),
+                "remedy": gate.remedy,
+            }
             for gate in view.gates
         ],
         "jobs": [job.job_id for job in view.jobs],
@@ -196,9 +200,3 @@ def ready_json(view: HealthView) -> dict[str, Any]:
         "registered": view.registered,
         "last_error": view.coordinator_error,
     }
-
-
-def rfc3339(realtime: float) -> str:
-    """Give seconds since the epoch as UTC time with Z."""
-    moment = datetime.fromtimestamp(realtime, UTC)
-    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")

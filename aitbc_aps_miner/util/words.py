@@ -1,4 +1,6 @@
-"""Durations and sizes in the words that people use; for pages and terminals only."""
+"""Times, durations and sizes as text."""
+
+from datetime import UTC, datetime
 
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
@@ -29,3 +31,9 @@ def size_mb(mebibytes: float) -> str:
         value, unit = value / 1024, larger
         digits = 0 if abs(value) >= 100 else 1  # noqa: PLR2004 - three digits say enough
     return f"{value:.{digits}f} {unit}"
+
+
+def utc_text(realtime: float, timespec: str = "milliseconds") -> str:
+    """Write seconds since the epoch as RFC 3339 with `Z`."""
+    moment = datetime.fromtimestamp(realtime, UTC)
+    return moment.isoformat(timespec=timespec).replace("+00:00", "Z")

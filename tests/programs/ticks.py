@@ -4,7 +4,6 @@ import ctypes
 import os
 import random
 import signal
-import socket
 import struct
 import sys
 import threading
@@ -123,7 +122,7 @@ def close_everything(channel):
     os.closerange(0, 1000)
 
 
-class Unpicklable(Exception):
+class UnpicklableError(Exception):
     def __init__(self):
         self.lock = threading.Lock()
 
@@ -144,7 +143,7 @@ class HostileError(BaseException):
 def raise_it(channel, what):
     raise {
         "value": ValueError("a value"),
-        "unpicklable": Unpicklable(),
+        "unpicklable": UnpicklableError(),
         "hostile": HostileError("hostile"),
         "exit": SystemExit(4),
         "interrupt": KeyboardInterrupt(),

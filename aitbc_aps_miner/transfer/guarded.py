@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 
 import httpcore
 
-from aitbc_aps_miner.egress import address_allowed
 from aitbc_aps_miner.errors import ErrorCode, JobError
 from aitbc_aps_miner.ports import Clock
+from aitbc_aps_miner.transfer.egress import address_allowed
 
 Resolve = Callable[[str, int], list[str]]
 """(host, port) → addresses as text; raises OSError."""

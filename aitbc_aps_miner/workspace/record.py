@@ -7,7 +7,6 @@ that a newer version's files can still be read after a downgrade.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Any
 
 from aitbc_aps_miner.errors import ErrorCode
@@ -18,6 +17,7 @@ from aitbc_aps_miner.models import (
     Outcome,
     Reservation,
 )
+from aitbc_aps_miner.util.words import utc_text
 
 VERSION = 1
 _KEPT_HISTORY = 64
@@ -42,12 +42,6 @@ class Moment:
         if earlier.boot_id == self.boot_id:
             return max(0.0, self.boottime - earlier.boottime)
         return max(0.0, self.realtime - earlier.realtime)
-
-
-def utc_text(realtime: float) -> str:
-    """Write seconds since the epoch as RFC 3339 with milliseconds and `Z`."""
-    moment = datetime.fromtimestamp(realtime, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 @dataclass(frozen=True, kw_only=True)

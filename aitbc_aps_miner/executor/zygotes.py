@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from aitbc_aps_miner import kill
-from aitbc_aps_miner.executor_task import (
+from aitbc_aps_miner.executor.task import (
     RunningTask,
     Task,
     TaskEnd,

@@ -24,9 +24,9 @@ from apscheduler.events import (
 )
 from apscheduler.executors.base import BaseExecutor
 
-from aitbc_aps_miner.executor_feed import Feeder, Prepare, Submission
-from aitbc_aps_miner.executor_pool import Pool
-from aitbc_aps_miner.executor_task import (
+from aitbc_aps_miner.executor.feed import Feeder, Prepare, Submission
+from aitbc_aps_miner.executor.pool import Pool
+from aitbc_aps_miner.executor.task import (
     Isolated,
     Log,
     OnEnd,
@@ -37,24 +37,11 @@ from aitbc_aps_miner.executor_task import (
     TaskEnd,
     TaskFailedError,
     TaskOutcome,
-    ZygoteSettings,
     refused,
 )
 from aitbc_aps_miner.ports import Clock
 from aitbc_aps_miner.util import frames
 from aitbc_aps_miner.util.clock import SystemClock
-
-__all__ = [
-    "Isolated",
-    "OverlapFilter",
-    "PoolSettings",
-    "ProcessExecutor",
-    "RunningTask",
-    "TaskEnd",
-    "TaskFailedError",
-    "TaskOutcome",
-    "ZygoteSettings",
-]
 
 
 class OverlapFilter(logging.Filter):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
-from aitbc_aps_miner.executor_task import Isolated, Log, OnEnd, refused
+from aitbc_aps_miner.executor.task import Isolated, Log, OnEnd, refused
 
 Prepare = Callable[[str, Isolated], Mapping[str, Any]]
 """(job id, what is to run) → more keyword arguments for the function."""

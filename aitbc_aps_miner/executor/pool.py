@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any
 
-from aitbc_aps_miner.executor_generations import Generations
-from aitbc_aps_miner.executor_task import (
+from aitbc_aps_miner.executor.generations import Generations
+from aitbc_aps_miner.executor.task import (
     Log,
     OnMessage,
     PoolSettings,
@@ -26,7 +26,7 @@ from aitbc_aps_miner.executor_task import (
     refused,
     told,
 )
-from aitbc_aps_miner.executor_zygote import Spare
+from aitbc_aps_miner.executor.zygotes import Spare
 from aitbc_aps_miner.ports import Clock
 from aitbc_aps_miner.util import frames
 from aitbc_aps_miner.util.loop import Loop

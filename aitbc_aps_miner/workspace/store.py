@@ -23,13 +23,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aitbc_aps_miner import joblock
 from aitbc_aps_miner.errors import (
     AttemptHereError,
     WorkspaceBusyError,
     WorkspaceError,
 )
-from aitbc_aps_miner.jobdir import (
+from aitbc_aps_miner.models import Manifest, Origin, Reservation
+from aitbc_aps_miner.ports import Clock
+from aitbc_aps_miner.util import fs
+from aitbc_aps_miner.workspace import lock
+from aitbc_aps_miner.workspace.jobdir import (
     CONTROL,
     DROP_BUDGET_S,
     FOLDERS,
@@ -44,12 +47,7 @@ from aitbc_aps_miner.jobdir import (
     read_control,
     to_bytes,
 )
-from aitbc_aps_miner.jobrecord import Claim, Record, without_secrets
-from aitbc_aps_miner.models import Manifest, Origin, Reservation
-from aitbc_aps_miner.ports import Clock
-from aitbc_aps_miner.util import fs
-
-__all__ = ["Glance", "StoredJob", "Workspace", "Workspaces", "read_control"]
+from aitbc_aps_miner.workspace.record import Claim, Record, without_secrets
 
 _JOB_ID = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _CLAIMING = ".claim."
@@ -123,7 +121,7 @@ class Workspaces:
         """Lock a job's directory. Raises WorkspaceBusyError or WorkspaceError."""
         path = self.root / _checked(job_id)
         with explained(f"cannot open {job_id}"):
-            lock_fd = joblock.take(path, self._clock)
+            lock_fd = lock.take(path, self._clock)
             try:
                 return Workspace(path, lock_fd, load_record(path), self._clock)
             except BaseException:
@@ -168,7 +166,7 @@ class Workspaces:
         return replace(
             found,
             outcome_recorded=(path / "outcome.json").exists(),
-            lock_held=joblock.is_held(path),
+            lock_held=lock.is_held(path),
         )
 
     def remove(self, job_id: str, *, budget_s: float = DROP_BUDGET_S) -> bool:
@@ -179,7 +177,7 @@ class Workspaces:
         path = self.root / _checked(job_id)
         with explained(f"cannot remove {job_id}"), contextlib.ExitStack() as stack:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                stack.callback(os.close, joblock.take(path, self._clock))
+                stack.callback(os.close, lock.take(path, self._clock))
             return self._discard(path, budget_s=budget_s)
 
     def tidy(self, *, budget_s: float) -> bool:

@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from aitbc_aps_miner.errors import WorkspaceError
-from aitbc_aps_miner.jobrecord import (
+from aitbc_aps_miner.models import ArtifactFile, JobState, Outcome
+from aitbc_aps_miner.ports import Clock
+from aitbc_aps_miner.util import fs
+from aitbc_aps_miner.workspace.record import (
     Claim,
     Entered,
     Moment,
@@ -25,9 +28,6 @@ from aitbc_aps_miner.jobrecord import (
     outcome_from_json,
     outcome_to_json,
 )
-from aitbc_aps_miner.models import ArtifactFile, JobState, Outcome
-from aitbc_aps_miner.ports import Clock
-from aitbc_aps_miner.util import fs
 
 CONTROL = ".control.json"
 FOLDERS = ("input", "work", "output", "logs", ".artifacts")

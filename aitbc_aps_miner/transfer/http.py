@@ -16,12 +16,12 @@ import httpcore
 import httpx
 
 from aitbc_aps_miner.config.model import Network
-from aitbc_aps_miner.egress import host_allowed
 from aitbc_aps_miner.errors import ErrorCode, JobError
-from aitbc_aps_miner.guarded import GuardedBackend, Resolve, system_resolve
-from aitbc_aps_miner.inputfile import InputFile, Mismatch, parse_content_range
 from aitbc_aps_miner.models import InputUrl, Manifest
 from aitbc_aps_miner.ports import Clock, Watch, Workspace
+from aitbc_aps_miner.transfer.egress import host_allowed
+from aitbc_aps_miner.transfer.guarded import GuardedBackend, Resolve, system_resolve
+from aitbc_aps_miner.transfer.inputfile import InputFile, Mismatch, parse_content_range
 from aitbc_aps_miner.util import fs
 
 MAX_REDIRECTS: Final = 5

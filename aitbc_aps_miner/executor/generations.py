@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from aitbc_aps_miner import kill
-from aitbc_aps_miner.executor_task import Log, PoolSettings
-from aitbc_aps_miner.executor_zygote import GROUP_PREFIX, Spare, ZygoteProcess
+from aitbc_aps_miner.executor.task import Log, PoolSettings
+from aitbc_aps_miner.executor.zygotes import GROUP_PREFIX, Spare, ZygoteProcess
 from aitbc_aps_miner.ports import Clock
 from aitbc_aps_miner.sandbox import cgroup
 from aitbc_aps_miner.util import frames, proc
