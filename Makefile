@@ -25,6 +25,7 @@ help: ## say what can be made
 		$(firstword $(MAKEFILE_LIST))
 
 venv: $(STAMP) ## make the environment in .venv
+	@:
 
 # The stamp is touched last, so an interrupted installation is simply done again.
 # An environment without a working pip (interrupted, or its Python is gone) is remade.
@@ -63,7 +64,7 @@ fmt: venv ## format the code and repair what ruff can
 bench: venv ## measure, each row beside its target
 	$(PY) tests/bench
 
-compose-test: ## run compose.yaml for real (root starts a dockerd of its own)
+compose-test: venv ## run compose.yaml for real (root starts a dockerd of its own)
 	.ci/compose-test
 
 clean: ## remove everything that was made
