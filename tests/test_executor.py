@@ -195,7 +195,7 @@ def test_every_misbehaviour_has_its_own_end(
 def test_evidence_is_the_childs_own(daemon: Daemon) -> None:
     """Type, traceback, code and signal say where it happened."""
     raised = daemon.call("raise_it", what="unpicklable")
-    assert raised.type == "Unpicklable"
+    assert raised.type == "UnpicklableError"
     assert "in raise_it" in raised.traceback
     assert daemon.call("leave", code=3).exit_code == 3
     crashed = daemon.call("crash")
