@@ -1,8 +1,9 @@
 """The daemon's memory: slots, jobs, gates."""
 
+from daemon_fakes import FakeClock, gpu
+
 from aitbc_aps_miner.models import Reservation
 from aitbc_aps_miner.node import Gate, Node, Running
-from daemon_fakes import FakeClock, gpu
 
 
 def node() -> Node:
@@ -76,9 +77,9 @@ def test_a_gate_keeps_the_time_since_which_it_is_closed() -> None:
 def test_work_is_taken_only_with_open_gates_and_a_free_slot() -> None:
     """Either refuses."""
     mine = Node(clock=FakeClock(), cpu_slots=1, gpu_slots=1)
-    assert mine.takes_work
+    told = [mine.takes_work]
     mine.close("paused", "", "")
-    assert not mine.takes_work
+    told.append(mine.takes_work)
     mine.open("paused")
-    mine.hold(running("a"))
-    assert not mine.takes_work  # its GPU slot counts only with a GPU
+    mine.hold(running("a"))  # its GPU slot counts only with a GPU
+    assert [*told, mine.takes_work] == [True, False, False]

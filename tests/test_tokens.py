@@ -5,13 +5,13 @@ from concurrent.futures import Future
 from typing import Any
 
 import pytest
+from daemon_fakes import FakeClock
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aitbc_aps_miner.channel import AskRefusedError, ChannelClosedError
 from aitbc_aps_miner.errors import UnauthorizedError, UnavailableError
 from aitbc_aps_miner.tokens import ASK_TIMEOUT_S, ChannelTokens, TokenBroker
-from daemon_fakes import FakeClock
 
 
 class Desk:
@@ -87,14 +87,14 @@ def test_another_coordinator_starts_from_nothing() -> None:
 @given(st.lists(st.sampled_from(["ask", "ok", "fail", "wait", "reset"]), max_size=30))
 def test_no_more_than_one_registration_is_ever_under_way(steps: list[str]) -> None:
     """And nobody who waits is forgotten."""
-    desk, asked, ended, number = Desk(), 0, 0, 0
+    desk, asked, ended = Desk(), 0, 0
     waiting: list[Future[Any]] = []
     do: dict[str, Callable[[], object]] = {
-        "ok": lambda: desk.broker.registered(f"t{number}"),
+        "ok": lambda: desk.broker.registered(f"t{desk.started}"),
         "fail": lambda: desk.broker.failed("no", unauthorized=False),
         "reset": desk.broker.reset,
     }
-    for number, step in enumerate(steps):
+    for step in steps:
         if step == "wait":
             desk.clock.now += 2
         elif step == "ask":

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from daemon_fakes import FakeClock
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aitbc_aps_miner.errors import ErrorCode, JobError
 from aitbc_aps_miner.models import ExitCause, Lease, PayloadLimits
 from aitbc_aps_miner.watch import POLL_S, JobWatch
-from daemon_fakes import FakeClock
 
 LIMITS = PayloadLimits(nice=10, memory_mb=100, grace_s=4)
 
@@ -160,7 +160,12 @@ def test_the_control_file_is_read_a_few_times_each_second() -> None:
 def test_an_owners_edit_changes_the_live_limits_only() -> None:
     """What the kernel fixes at the start stays as it was."""
     job = Watched()
-    orders = {"nice": 19, "io_class": "idle", "io_level": 7, "memory_mb": None}
+    orders: dict[str, Any] = {
+        "nice": 19,
+        "io_class": "idle",
+        "io_level": 7,
+        "memory_mb": None,
+    }
     job.control = {"limits": {**orders, "nofile": 1, "grace_s": 0, "unknown": 1}}
     assert job.watch.limits() == PayloadLimits(**orders, grace_s=4)
     job.control = {"limits": {"nice": 5}}
