@@ -36,7 +36,8 @@ $(STAMP): pyproject.toml
 	@$(PY) -m pip --version >/dev/null 2>&1 \
 		|| $(PYTHON) -m venv --clear $(VENV) || { \
 		echo "No venv module: install python3-venv, or set PYTHON=" >&2; exit 1; }
-	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@echo "installing into $(VENV), once (a minute or less)"
+	@$(PY) -m pip install -qq --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
 run: venv ## see it work: coordinator, miner and sample jobs (ONCE=1 ends by itself)
