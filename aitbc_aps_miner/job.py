@@ -38,10 +38,10 @@ from aitbc_aps_miner.models import (
     Progress,
     Reservation,
 )
-from aitbc_aps_miner.ports import Observer
+from aitbc_aps_miner.ports import Observer, Runner
 from aitbc_aps_miner.progress import ProgressSender
 from aitbc_aps_miner.receipt import Signer, manifest_digest
-from aitbc_aps_miner.runners import build
+from aitbc_aps_miner.runners import Containment, build
 from aitbc_aps_miner.sandbox.cgroup import SPARE_PREFIX, Cgroup, own_group
 from aitbc_aps_miner.transfer import HttpTransfer
 from aitbc_aps_miner.trigger import Backoff
@@ -71,8 +71,15 @@ def run(
     world = World(channel, config, token, extensions)
     pulled = _pulled(job)
     group = _own_cgroups()
-    with world.coordinator(pulled.origin) as coordinator:
-        process = _Process(world, pulled, coordinator, group, str(job["root"]))
+    # Before any thread starts: it forks.
+    with (
+        Containment(group, prepare=True) as containment,
+        world.coordinator(pulled.origin) as coordinator,
+    ):
+        runners = build(world.config, containment=containment)
+        runner = runners.get(pulled.manifest.runner, _NotOffered())
+        process = _Process(world, pulled, coordinator, runner, str(job["root"]))
+        process.cgroup = str(group.path.parent) if group else None
         return asdict(process.run(resume=resume))
 
 
@@ -84,13 +91,14 @@ class _Process:
         world: World,
         job: Job,
         coordinator: NodeApi,
-        group: Cgroup | None,
+        runner: Runner,
         root: str,
     ) -> None:
         self._world = world
         self._job = job
         self._coordinator = coordinator
-        self._group = group
+        self._runner = runner
+        self.cgroup: str | None = None
         self._workspaces = world.workspaces(root)
         self._workspace: Workspace | None = None
         path = self._workspaces.root / job.manifest.job_id
@@ -104,7 +112,6 @@ class _Process:
     def run(self, *, resume: bool) -> JobReport:
         job = self._job
         sender = ProgressSender(self._coordinator, job.manifest, self._watch)
-        # Before the sender's thread starts: the runners fork.
         wired = self._ports(_Observer(self._world, sender))
         with sender:
             try:
@@ -141,7 +148,7 @@ class _Process:
             secrets=self._job.manifest.secrets.values(),
         )
         workspace.note(
-            cgroup=str(self._group.path.parent) if self._group else None,
+            cgroup=self.cgroup,
             deadline_boottime=self._watch.deadline_boottime,
         )
         return workspace
@@ -157,7 +164,7 @@ class _Process:
                 ssl_context_of(config.coordinator),
                 clock,
             ),
-            runner=build(config, self._group).get(job.manifest.runner, _NotOffered()),
+            runner=self._runner,
             collector=ArtifactCollector(),
             signer=Signer(
                 identity,

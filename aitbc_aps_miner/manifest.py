@@ -4,10 +4,10 @@ Everything that comes later builds paths, arguments and environments from what p
 here. The fields themselves are in manifest_model.py.
 """
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -15,6 +15,9 @@ from pydantic_core import ErrorDetails
 from aitbc_aps_miner.errors import ErrorCode, JobError
 from aitbc_aps_miner.manifest_model import MAX_PROBLEMS, Wire
 from aitbc_aps_miner.models import Manifest
+
+MAX_BYTES = 1 << 20
+"""What a manifest may take as JSON; inputs of that size belong behind a URL."""
 
 _MAX_DEPTH = 64
 """Nesting that no honest manifest has; far below where json itself gives up."""
@@ -28,7 +31,7 @@ def parse(raw: object, *, max_timeout_s: float) -> Manifest:
     Raises JobError E_MANIFEST whose message holds all problems, and nothing else
     whatever `raw` is.
     """
-    flaw = _flaw(raw)
+    flaw = _flaw(raw) or _excess(raw)
     if flaw is not None:
         raise JobError(ErrorCode.E_MANIFEST, f"manifest: {flaw}")
     try:
@@ -48,9 +51,12 @@ def job_id_of(raw: object) -> str | None:
     return job_id if isinstance(job_id, str) else None
 
 
-def without_secrets(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Give what of a manifest may be written to disk."""
-    return {key: value for key, value in raw.items() if key != "secrets"}
+def _excess(raw: object) -> str | None:
+    """Say so when it is too large to be handed from process to process."""
+    size = len(json.dumps(raw))
+    if size <= MAX_BYTES:
+        return None
+    return f"expected at most {MAX_BYTES} bytes of JSON, given {size}"
 
 
 def _flaw(raw: object) -> str | None:

@@ -43,6 +43,9 @@ _log = log.get_logger()
 # with the limit, what follows is killing (twice grace_s), hashing and one delivery.
 NET_S = 900
 
+# One report carries them all back to the daemon, under a cap of 8 MiB (util.frames).
+MAX_PULL = 6
+
 JOB_ID_SHOWN = 200
 
 
@@ -163,7 +166,7 @@ def pull(
         raws = coordinator.pull(
             world.config.node_id,
             _filters(world, free),
-            free.free,
+            min(free.free, MAX_PULL),
             world.config.pull.wait_s,
         )
         held_s = world.clock.monotonic() - began

@@ -296,10 +296,11 @@ def test_the_id_of_an_unusable_manifest(raw: object, job_id: str | None) -> None
     assert manifests.job_id_of(raw) == job_id
 
 
-def test_secrets_are_not_for_the_disk() -> None:
-    """All else is kept as it came, unknown fields too."""
-    kept = {key: value for key, value in FULL.items() if key != "secrets"}
-    assert manifests.without_secrets(FULL) == kept
+def test_a_manifest_too_large_to_hand_on_is_refused() -> None:
+    """What fits into no frame between two processes never becomes a job."""
+    raw = {**FULL, "input": {"inline": {"big": "x" * manifests.MAX_BYTES}}}
+    with pytest.raises(JobError, match="expected at most 1048576 bytes of JSON"):
+        manifests.parse(raw, max_timeout_s=60)
 
 
 SCALARS = (
