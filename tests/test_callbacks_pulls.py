@@ -138,7 +138,7 @@ def test_an_open_poll_is_ended_when_its_kind_of_slot_is_gone() -> None:
 
 
 def test_an_open_poll_is_ended_when_a_gate_closes() -> None:
-    """A paused node takes no job that is handed out meanwhile; no failure is counted."""
+    """A paused node takes no job that is handed out meanwhile; nothing failed."""
     room = Room()
     room.open()
     room.node.close("paused", "", "")
@@ -219,6 +219,7 @@ def test_duplicates_only_are_answered_in_growing_pauses() -> None:
 def test_duplicates_for_weeks_are_still_answered() -> None:
     """A doubled pause outgrows every float within days."""
     room = Room()
+    pause_s: float | None = None
     for _ in range(1100):
         room.open()
         pause_s = room.end(duplicates=["old"])

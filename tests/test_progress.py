@@ -31,7 +31,7 @@ class Listener:
     """A coordinator that hears progress and answers in turn."""
 
     answers: list[ProgressReply | CoordinatorError] = field(default_factory=list)
-    capabilities: Capabilities = Capabilities()
+    capabilities: Capabilities = field(default_factory=Capabilities)
     heard: list[Progress] = field(default_factory=list)
     bell: threading.Condition = field(default_factory=threading.Condition)
 

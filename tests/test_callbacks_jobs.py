@@ -1,0 +1,318 @@
+"""Jobs that hold a slot: started, ended, adopted, delivered later."""
+
+from typing import Any
+
+import pytest
+from daemon_fakes import Bench, job_report
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aitbc_aps_miner import hooks
+from aitbc_aps_miner.callbacks.jobs import (
+    ADOPTED_SWEEP_S,
+    DELIVERY_MAX_S,
+    DELIVERY_MIN_S,
+    JOB_REF,
+    UNCLAIMED_SWEEP_S,
+    Jobs,
+)
+from aitbc_aps_miner.executor import Isolated
+from aitbc_aps_miner.models import Reservation
+from aitbc_aps_miner.node import Running
+
+
+class Yard(Bench):
+    """A bench with jobs on it."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.freed = 0
+        self.jobs = Jobs(self.parts, self._freed)
+
+    def _freed(self) -> None:
+        self.freed += 1
+
+    def ends(self, job_id: str = "j", **report: Any) -> None:
+        """Let a job's process return its report."""
+        told = {"job_id": job_id, "attempt": 1, "code": None, "message": "", **report}
+        self.jobs.ended(f"{job_id}:1", told)
+
+    def held(self) -> list[str]:
+        """Name the jobs that hold a slot."""
+        return sorted(job.job_id for job in self.node.jobs())
+
+    def pause_s(self, job_id: str) -> float:
+        """Give and forget when a job's delivery is due."""
+        return self.scheduler.jobs.pop(f"deliver:{job_id}")[1]
+
+
+@pytest.fixture
+def hooked(monkeypatch: pytest.MonkeyPatch) -> Yard:
+    """Give a yard with one third-party hook."""
+    monkeypatch.setattr(hooks, "discover", lambda: ("mine",))
+    return Yard()
+
+
+def heard(yard: Yard) -> list[tuple[str, Any]]:
+    """Give what the hook was called with, by event."""
+    return [
+        (call.kwargs["event"], call.kwargs["payload"])
+        for job_id, (call, _) in yard.scheduler.jobs.items()
+        if job_id.startswith("hook:")
+    ]
+
+
+def test_an_accepted_job_holds_its_slot_and_starts() -> None:
+    """In a process whose outer net is its deadline."""
+    yard = Yard()
+    job = job_report("a", attempt=2)
+    yard.jobs.start(job, resume=True)
+    assert yard.node.jobs() == (
+        Running(
+            job_id="a",
+            attempt=2,
+            reservation=Reservation(kind="cpu"),
+            since_monotonic=1000,
+            runner="cli",
+            root="/jobs",
+        ),
+    )
+    call = Isolated(ref=JOB_REF, deadline_s=60, kwargs={"job": job, "resume": True})
+    assert yard.scheduler.jobs == {"job:a:2": (call, 0)}
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "counted", "due"),
+    [
+        ("DONE", None, [None], []),
+        ("FAILED", "E_EXIT", ["E_EXIT"], []),
+        ("RETRY_WAIT", None, [None], ["deliver:j"]),
+        ("IDLE", None, [], []),
+    ],
+)
+def test_an_ended_job_frees_its_slot(
+    state: str, code: str | None, counted: list[str | None], due: list[str]
+) -> None:
+    """It is counted when it has an outcome, and delivered later where it must."""
+    yard = Yard()
+    yard.jobs.start(job_report())
+    yard.scheduler.jobs.clear()
+    yard.ends(state=state, code=code)
+    assert (yard.held(), yard.freed) == ([], 1)
+    assert yard.metrics.jobs == counted
+    assert list(yard.scheduler.jobs) == due
+    assert yard.scheduler.take() == {}
+
+
+def test_a_job_that_could_not_be_claimed_closes_a_gate() -> None:
+    """Or the node would take every job of its coordinator and run none."""
+    yard = Yard()
+    yard.ends(state="PULLING", message="No space left on device")
+    (gate,) = yard.node.gates()
+    assert (gate.name, gate.reason) == ("workspace", "No space left on device")
+    assert yard.scheduler.take() == {"sweep": UNCLAIMED_SWEEP_S}
+    assert yard.metrics.jobs == []
+
+
+@pytest.mark.parametrize("report", [None, {"error": "died: killed"}])
+def test_a_job_process_that_died_is_settled_by_the_sweep(report: Any) -> None:
+    """Its workspace says what happened."""
+    yard = Yard()
+    yard.jobs.start(job_report())
+    yard.jobs.ended("j:1", report)
+    assert (yard.held(), yard.freed) == ([], 1)
+    assert yard.scheduler.take() == {"sweep": 0}
+
+
+def test_orders_go_to_jobs_that_hold_a_slot() -> None:
+    """Under the root that they live in."""
+    yard = Yard()
+    yard.jobs.start(job_report("a", root="/old"))
+    yard.jobs.start(job_report("b"))
+    yard.scheduler.jobs.clear()
+    yard.jobs.control("a", {"limits": {}, "cancel": True})
+    yard.jobs.control("gone", {"cancel": True})
+    ((name, (call, in_s)),) = yard.scheduler.jobs.items()
+    assert (name, call.ref, in_s) == (
+        "control:a:cancel+limits",
+        "aitbc_aps_miner.tasks:control",
+        0,
+    )
+    assert call.kwargs == {
+        "root": "/old",
+        "job_id": "a",
+        "orders": {"limits": {}, "cancel": True},
+    }
+
+
+# Delivery
+
+
+@given(st.integers(1, 60))
+def test_a_delivery_that_failed_is_repeated_in_growing_pauses(tries: int) -> None:
+    """Full jitter below a ceiling that doubles, up to ten minutes."""
+    yard = Yard()
+    pause_s = 0.0
+    for _ in range(tries):
+        yard.jobs.delivery_ended("j", {"state": "RETRY_WAIT"})
+        pause_s = yard.pause_s("j")
+    ceiling_s = min(DELIVERY_MIN_S * 2.0**tries, DELIVERY_MAX_S)
+    assert DELIVERY_MIN_S / 2 <= pause_s <= ceiling_s
+
+
+def test_a_week_of_failed_deliveries_goes_on() -> None:
+    """More tries than a float can be doubled."""
+    yard = Yard()
+    for _ in range(1500):
+        yard.jobs.delivery_ended("j", None)
+        assert yard.pause_s("j") <= DELIVERY_MAX_S
+
+
+@pytest.mark.parametrize("state", ["DONE", "FAILED"])
+def test_a_delivered_outcome_is_done_with(state: str) -> None:
+    """The sweep counts again; the next failure begins with a short pause."""
+    yard = Yard()
+    for _ in range(9):
+        yard.jobs.delivery_ended("j", None)
+    yard.scheduler.jobs.clear()
+    yard.jobs.delivery_ended("j", {"job_id": "j", "state": state})
+    assert (yard.scheduler.take(), yard.scheduler.jobs) == ({"sweep": 0}, {})
+    yard.jobs.delivery_ended("j", None)
+    assert yard.pause_s("j") <= 2
+
+
+def test_nothing_to_deliver_is_nothing_to_do() -> None:
+    """Somebody else did it, or the job is gone."""
+    yard = Yard()
+    yard.jobs.delivery_ended("j", {"job_id": "j", "state": "IDLE"})
+    assert (yard.scheduler.take(), yard.scheduler.jobs) == ({}, {})
+
+
+def test_one_delivery_of_a_job_runs_at_a_time() -> None:
+    """A second one would lock it out."""
+    yard = Yard()
+    yard.executor.active.add("deliver:j")
+    yard.jobs.deliver("j")
+    assert yard.scheduler.jobs == {}
+
+
+def test_a_job_handed_out_again_is_answered_in_growing_pauses() -> None:
+    """At once the first time, then ever later, also when each answer was taken."""
+    yard = Yard()
+    pauses = []
+    for _ in range(11):
+        yard.jobs.resend("j")
+        yard.jobs.resend("j")  # due already
+        call, _ = yard.scheduler.jobs["deliver:j"]
+        assert call.kwargs == {"job_id": "j", "resend": True}
+        pauses.append(yard.pause_s("j"))
+        yard.jobs.delivery_ended("j", {"state": "DONE", "resent": True})
+    assert pauses == [0, 4, 8, 16, 32, 64, 128, 256, 512, 600, 600]
+
+
+# What a sweep found
+
+
+def running(job_id: str) -> dict[str, Any]:
+    """Give a running job as a sweep tells of it."""
+    return job_report(job_id, state="RUNNING")
+
+
+def test_a_job_that_outlived_a_daemon_is_adopted_until_it_ends() -> None:
+    """It holds its slot, is looked at often, and frees its slot in the end."""
+    yard = Yard()
+    yard.jobs.settle({"running": [running("a")]})
+    (job,) = yard.node.jobs()
+    assert (job.job_id, job.adopted, job.state) == ("a", True, "RUNNING")
+    assert yard.scheduler.take() == {"sweep": ADOPTED_SWEEP_S}
+    yard.jobs.settle({"running": [running("a")]})
+    assert yard.node.jobs() == (job,)
+    yard.jobs.settle({"running": []})
+    assert (yard.held(), yard.freed) == ([], 1)
+    assert yard.scheduler.take() == {"sweep": ADOPTED_SWEEP_S}
+    yard.jobs.settle({"running": []})
+    assert (yard.freed, yard.scheduler.take()) == (1, {})
+
+
+def test_a_job_of_this_daemon_is_never_adopted() -> None:
+    """Nor ended by a sweep that began before it had a workspace."""
+    yard = Yard()
+    yard.jobs.start(job_report("a"))
+    yard.jobs.settle({"running": [running("a")]})
+    yard.jobs.settle({"running": []})
+    (job,) = yard.node.jobs()
+    assert not job.adopted
+    assert yard.scheduler.take() == {}
+
+
+def test_short_sweep_intervals_stay_short() -> None:
+    """Adopted jobs are not looked at less often than the rest."""
+    yard = Yard(sweep={"interval_s": 0.5})
+    yard.jobs.settle({"running": [running("a")]})
+    assert yard.scheduler.take() == {"sweep": 0.5}
+
+
+def test_an_orphan_is_looked_for_again_soon_once() -> None:
+    """Seen twice it is settled; what can't be settled waits for the next sweep."""
+    yard = Yard()
+    yard.jobs.settle({"orphans": ["a"]})
+    assert (yard.jobs.orphans, yard.scheduler.take()) == (["a"], {"sweep": 2.0})
+    yard.jobs.settle({"orphans": ["a"]})
+    assert yard.scheduler.take() == {}
+    yard.jobs.settle({"orphans": ["a", "b"]})
+    assert yard.scheduler.take() == {"sweep": 2.0}
+    yard.jobs.settle({})
+    assert yard.jobs.orphans == []
+
+
+def test_what_never_ran_is_run() -> None:
+    """From its claim, or anew; never twice."""
+    yard = Yard()
+    yard.jobs.start(job_report("held"))
+    run = [job_report("old"), job_report("new", fresh=True), job_report("held")]
+    yard.scheduler.jobs.clear()
+    yard.jobs.settle({"run": run})
+    assert yard.held() == ["held", "new", "old"]
+    resumed = {name: call.kwargs["resume"] for name, (call, _) in _jobs(yard)}
+    assert resumed == {"job:old:1": True, "job:new:1": False}
+
+
+def _jobs(yard: Yard) -> Any:
+    return yard.scheduler.jobs.items()
+
+
+def test_what_waits_is_delivered() -> None:
+    """Now, but not before its backoff is over."""
+    yard = Yard()
+    yard.jobs.delivery_ended("late", None)
+    later = yard.scheduler.jobs["deliver:late"]
+    yard.jobs.settle({"deliver": ["late", "now"], "resend": ["again"]})
+    assert yard.scheduler.jobs["deliver:late"] == later
+    assert {name: in_s for name, (_, in_s) in _jobs(yard)} == {
+        "deliver:late": later[1],
+        "deliver:again": 0,
+        "deliver:now": 0,
+    }
+
+
+# Hooks
+
+
+def test_hooks_hear_of_each_job_once(hooked: Yard) -> None:
+    """Accepted, started, finished or failed; a job that was not ours is no outcome."""
+    hooked.jobs.start(job_report("a"))
+    hooked.clock.now += 1
+    hooked.jobs.moved({"job_id": "a", "state": "RUNNING"})
+    hooked.clock.now += 1
+    hooked.jobs.moved({"job_id": "a", "pct": 50})
+    hooked.ends("a", state="DONE")
+    hooked.ends("b", state="RETRY_WAIT", code="E_EXIT")
+    hooked.ends("c", state="IDLE")
+    told = heard(hooked)
+    assert [(event, payload["job_id"]) for event, payload in told] == [
+        ("on_job_accepted", "a"),
+        ("on_job_started", "a"),
+        ("on_job_finished", "a"),
+        ("on_job_failed", "b"),
+    ]
+    assert told[0][1] == {"job_id": "a", "attempt": 1}
