@@ -52,11 +52,10 @@ check: venv ## lint, types, layers, tests, coverage
 	$(VENV)/bin/lint-imports
 	$(PY) -m coverage erase
 	$(PY) -m coverage run -m pytest $(PYTEST_ARGS)
-	$(PY) -m coverage combine --quiet
+	@# What is killed while it writes leaves a torn file; that is no one's fault.
+	$(PY) -W 'ignore:Data file' -m coverage combine --quiet && rm -f .coverage.*
 	$(PY) -m coverage report --fail-under=$(COVERAGE_MIN)
-	$(PY) -m coverage report --include=$(core_files) \
-		--fail-under=$(COVERAGE_MIN_CORE) >/dev/null \
-		|| { echo "the core is not covered to $(COVERAGE_MIN_CORE) %" >&2; exit 1; }
+	$(PY) -m coverage report --fail-under=$(COVERAGE_MIN_CORE) --include=$(core_files)
 
 fmt: venv ## format the code and repair what ruff can
 	$(PY) -m ruff check --fix-only --quiet .
