@@ -15,7 +15,9 @@ from aitbc_aps_miner.reference_coordinator.batch import Row
 
 _STEP_PCT = 25
 """A plain line per this much progress."""
-_BAR_WIDTH = 24
+_BAR_WIDTH = 16
+_FACTS = 6
+"""Columns that are never shortened; the last one, words, takes what is left."""
 _STYLES = {"succeeded": "green", "running": "cyan", "waiting": "dim"}
 
 
@@ -94,12 +96,15 @@ class LiveDisplay:
 
     def show(self, rows: Iterable[Row]) -> None:
         """Redraw all rows."""
-        table = Table.grid(padding=(0, 2))
+        table = Table.grid(padding=(0, 2), expand=True)
+        for _ in range(_FACTS):
+            table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
         for row in rows:
             style = _STYLES.get(row.state, "red" if row.problem else "yellow")
             seconds = "" if row.duration_s is None else f"{row.duration_s:.1f} s"
             table.add_row(
-                Text(f"  {row.title}"),
+                Text(row.title),
                 Text(row.state, style=style),
                 ProgressBar(total=100, completed=row.pct, width=_BAR_WIDTH),
                 Text(f"{row.pct:3.0f} %"),

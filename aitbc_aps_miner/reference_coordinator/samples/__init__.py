@@ -49,7 +49,7 @@ def samples(run: str, artifact_url: ArtifactUrl, *, video: bool) -> tuple[Sample
 
 def _hello(run: str) -> Sample:
     return Sample(
-        title="command: echo hello world",
+        title="command: echo",
         manifest={
             "job_id": f"hello-{run}",
             "runner": "cli",
@@ -64,7 +64,7 @@ def _hello(run: str) -> Sample:
 
 def _primes(run: str) -> Sample:
     return Sample(
-        title="Python task: tasks.primes",
+        title="Python task: primes",
         manifest={
             "job_id": f"primes-{run}",
             "runner": "python",
@@ -91,7 +91,7 @@ def _is_primes_result(data: bytes) -> bool:
 def _video(run: str, artifact_url: ArtifactUrl) -> tuple[Sample, Sample]:
     source = f"testvideo-{run}"
     make = Sample(
-        title="ffmpeg: make a test video",
+        title="ffmpeg: make a video",
         manifest={
             "job_id": source,
             "runner": "cli",
@@ -108,7 +108,7 @@ def _video(run: str, artifact_url: ArtifactUrl) -> tuple[Sample, Sample]:
         expect={"test.mp4": _is_mp4},
     )
     transcode = Sample(
-        title="ffmpeg: transcode that video",
+        title="ffmpeg: transcode it",
         after=source,
         manifest={
             "job_id": f"transcode-{run}",
