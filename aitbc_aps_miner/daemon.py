@@ -5,6 +5,7 @@ drain   stop pulling, give running jobs `drain_s`, then stop and report them
 now     a second signal: whatever still runs is the next daemon's to settle
 """
 
+import contextlib
 import logging
 import os
 import random
@@ -46,6 +47,12 @@ from aitbc_aps_miner.world import tls_environ
 # Everything that a child may need, imported once.
 PRELOAD = tuple(f"aitbc_aps_miner.{name}" for name in ("tasks", "sweep", "job"))
 
+ZYGOTE = ZygoteSettings(
+    preload=PRELOAD,
+    warm="aitbc_aps_miner.rehearsal:warm",
+    rehearse="aitbc_aps_miner.rehearsal:rehearse",
+)
+
 # The first heartbeat waits for the first probe, but not for a probe that hangs.
 FIRST_HEARTBEAT_S = 2.0
 
@@ -78,11 +85,7 @@ class Daemon:
         executor = ProcessExecutor(
             prepare=self._prepare,
             on_message=self._hear,
-            settings=PoolSettings(
-                zygote=ZygoteSettings(
-                    preload=PRELOAD, warm="aitbc_aps_miner.world:warm"
-                )
-            ),
+            settings=PoolSettings(zygote=ZYGOTE),
             clock=self._clock,
             log=log.get_logger(),
         )
@@ -148,6 +151,9 @@ class Daemon:
 
         signal.signal(signal.SIGTERM, on_signal)
         signal.signal(signal.SIGINT, on_signal)
+        if os.getpid() == 1:
+            # A container without an init: whatever lost its parent ends up here.
+            signal.signal(signal.SIGCHLD, _reap)
 
     def _end(self) -> None:
         drains = self._drains()
@@ -217,3 +223,10 @@ class Daemon:
 
     def _view(self) -> HealthView:
         return health_view(self._parts, uptime_s=self._clock.monotonic() - self._began)
+
+
+def _reap(_number: int, _frame: FrameType | None) -> None:
+    """Bury every child that has ended; subprocess copes with one of its own missing."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass

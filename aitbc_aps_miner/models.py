@@ -41,11 +41,6 @@ class JobState(StrEnum):
     RETRY_WAIT = "RETRY_WAIT"
     """The outcome is durable; its delivery waits for another try."""
 
-    @property
-    def is_final(self) -> bool:
-        """Whether nothing is owed to the coordinator any more."""
-        return self in {JobState.DONE, JobState.FAILED}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Requirements:
@@ -100,11 +95,6 @@ class Manifest:
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     idempotent: bool = False
     network_allow: tuple[str, ...] = ()
-
-    @property
-    def idempotency_key(self) -> str:
-        """The key under which every submission of this attempt's outcome is one."""
-        return f"{self.job_id}:{self.attempt}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +235,7 @@ class Outcome:
 
     @property
     def idempotency_key(self) -> str:
-        """The same key as the manifest's: one attempt, one outcome."""
+        """The key under which every submission of this attempt's outcome is one."""
         return f"{self.job_id}:{self.attempt}"
 
 

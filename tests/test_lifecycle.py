@@ -53,6 +53,7 @@ class World:
     fetch_error: Exception | None = None
     facts: ExitFacts = GOOD
     stop: ExitCause | None = None
+    sign_error: JobError | None = None
     told: list[str] = field(default_factory=list)
     state: JobState = JobState.IDLE
     recorded: list[Outcome] = field(default_factory=list)
@@ -142,6 +143,8 @@ class World:
         return (ARTIFACT,)
 
     def sign_receipt(self, outcome: Outcome, manifest: Manifest) -> Mapping[str, Any]:
+        if self.sign_error:
+            raise self.sign_error
         return {"signed": outcome.succeeded}
 
     # LeaseWatch

@@ -9,6 +9,7 @@ import contextlib
 import os
 import secrets
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,17 +173,18 @@ def _is_usable(base: Cgroup) -> bool:
     except OSError:
         return False
     # Reads its pipe until it is killed, or until the pipe is closed below.
-    with subprocess.Popen(
-        ["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
-    ) as probe:
-        try:
-            group.join(probe.pid)
-            _write(group.path / "cgroup.kill", "1")
-        except OSError:
-            return False
-        finally:
-            probe.kill()
-            probe.wait()
-            group.wait_empty(1)
-            group.remove()
+    wait = [sys.executable, "-S", "-c", "import sys; sys.stdin.read()"]
+    try:
+        with subprocess.Popen(wait, stdin=subprocess.PIPE) as probe:
+            try:
+                group.join(probe.pid)
+                _write(group.path / "cgroup.kill", "1")
+            finally:
+                probe.kill()
+                probe.wait()
+                group.wait_empty(1)
+    except OSError:
+        return False
+    finally:
+        group.remove()
     return True
