@@ -60,7 +60,7 @@ def health_view(parts: Parts, *, uptime_s: float) -> HealthView:
         coordinator_error=node.coordinator_error,
         config_hash=snapshot.digest,
         config_path=str(parts.source.path),
-        config_problems=tuple(str(problem) for problem in snapshot.problems),
+        config_problems=(*map(str, snapshot.problems), *node.problems),
         gates=_gates(parts),
         ticks=tuple(
             TickView(

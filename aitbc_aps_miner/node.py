@@ -61,6 +61,8 @@ class Node:
     host: Mapping[str, Any] = field(default_factory=dict)
     gpus: tuple[Gpu, ...] = ()
     gpu_source: str = "none"
+    problems: tuple[str, ...] = ()
+    """What of the owner's allowlists and task paths cannot be used."""
     heartbeat_ok_at: float | None = None
     heartbeat_failures: int = 0
     heartbeat_floor_s: float = 0

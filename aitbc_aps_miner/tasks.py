@@ -26,7 +26,7 @@ from aitbc_aps_miner.models import Gpu, JobState, Manifest, Origin, Reservation
 from aitbc_aps_miner.probe.capabilities import heartbeat_body
 from aitbc_aps_miner.probe.gpu import probe_gpus
 from aitbc_aps_miner.probe.host import HostFacts, probe_host
-from aitbc_aps_miner.runners import build, enabled_kinds
+from aitbc_aps_miner.runners import build, enabled_kinds, problems
 from aitbc_aps_miner.slots import Capacity
 from aitbc_aps_miner.util import log
 from aitbc_aps_miner.workspace import Workspaces
@@ -132,6 +132,7 @@ def probe(channel: Line, *, config: str) -> Report:
         "gpus": [asdict(gpu) for gpu in gpus.gpus],
         "source": gpus.source,
         "notes": list(gpus.notes),
+        "problems": list(problems(world.config)),
     }
 
 

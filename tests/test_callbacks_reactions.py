@@ -497,3 +497,13 @@ def test_an_ended_job_frees_its_slot_pulls_and_heartbeats() -> None:
     assert desk.node.jobs() == ()
     assert desk.freed == 1
     assert desk.scheduler.take() == {"pull": 0, "heartbeat": 0}
+
+
+def test_problems_of_allowlists_are_said_once() -> None:
+    """A broken allowlist shows in the health view as long as it is broken."""
+    desk = Desk()
+    desk.ends("probe", probed(problems=["ffmpeg.yaml: unknown key"]))
+    desk.ends("probe", probed(problems=["ffmpeg.yaml: unknown key"]))
+    assert desk.node.problems == ("ffmpeg.yaml: unknown key",)
+    desk.ends("probe", probed())
+    assert desk.node.problems == ()

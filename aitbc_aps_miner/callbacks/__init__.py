@@ -288,12 +288,22 @@ class Callbacks:
         node.host = dict(report["host"])
         node.gpus = tuple(Gpu(**gpu) for gpu in report["gpus"])
         node.gpu_source = str(report["source"])
+        self._say_problems(tuple(report.get("problems", ())))
         if first:
             self._parts.scheduler.run_in("heartbeat", 0)
         elif before != _capabilities(node) and self._parts.tokens.token is not None:
             _log.info("node.changed", gpus=len(node.gpus), source=node.gpu_source)
             self.start_registration()
             self.pulls.request()
+
+    def _say_problems(self, problems: tuple[str, ...]) -> None:
+        """Log what is wrong with allowlists and task paths, once for each change."""
+        before, self._parts.node.problems = self._parts.node.problems, problems
+        for problem in problems:
+            if problem not in before:
+                _log.warning("runners.problem", problem=problem)
+        if before and not problems:
+            _log.info("runners.good_again")
 
 
 def _capabilities(node: Node) -> tuple[Any, ...]:

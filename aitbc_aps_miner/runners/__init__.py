@@ -2,12 +2,13 @@
 
 from aitbc_aps_miner.config.model import Config
 from aitbc_aps_miner.ports import Runner
+from aitbc_aps_miner.runners.allowlist_files import AllowlistReader
 from aitbc_aps_miner.runners.cli import CliRunner
 from aitbc_aps_miner.runners.containment import Containment
 from aitbc_aps_miner.runners.python import PythonRunner
 from aitbc_aps_miner.sandbox.cgroup import Cgroup
 
-__all__ = ["Containment", "build", "enabled_kinds"]
+__all__ = ["Containment", "build", "enabled_kinds", "problems"]
 
 
 def enabled_kinds(config: Config) -> tuple[str, ...]:
@@ -18,6 +19,18 @@ def enabled_kinds(config: Config) -> tuple[str, ...]:
         "python": python.enable and bool(python.task_paths),
     }
     return tuple(kind for kind, enabled in kinds.items() if enabled)
+
+
+def problems(config: Config) -> tuple[str, ...]:
+    """Say what of the owner's allowlists and task paths cannot be used."""
+    cli, python = config.runners.cli, config.runners.python
+    found: list[str] = []
+    if cli.enable:
+        found += AllowlistReader().read(cli.allowlist_files, cli.allowlist_dir).problems
+    if python.enable:
+        missing = (path for path in python.task_paths if not path.is_dir())
+        found += (f"{path}: no such directory of tasks" for path in missing)
+    return tuple(found)
 
 
 def build(
