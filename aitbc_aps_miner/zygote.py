@@ -17,7 +17,7 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,15 @@ class _Spare:
 class Zygote:
     """Forks spares until the daemon is gone."""
 
-    def __init__(self, control: socket.socket, base: Cgroup | None) -> None:
+    def __init__(
+        self,
+        control: socket.socket,
+        base: Cgroup | None,
+        rehearse: Callable[[], object],
+    ) -> None:
         self._control = control
         self._base = base
+        self._rehearse = rehearse
         self._pid = os.getpid()
         self._spares: dict[int, _Spare] = {}
         self._epoll = select.epoll()
@@ -92,7 +98,7 @@ class Zygote:
         if pid == 0:
             try:
                 self._leave(ours)
-                zygote_child.live(childs, evidence_fd, group, self._pid)
+                zygote_child.live(childs, evidence_fd, group, self._pid, self._rehearse)
             finally:
                 os._exit(70)  # there must never be two zygotes
         spare = _Spare(pid=pid, pidfd=os.pidfd_open(pid), group=group)
@@ -163,7 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     control = socket.socket(fileno=args.control_fd)
     control.set_inheritable(False)
     base = Cgroup(path=Path(args.cgroup)) if args.cgroup else None
-    zygote = Zygote(control, base)
+    rehearse = zygote_child.resolve(args.rehearse) if args.rehearse else lambda: None
+    zygote = Zygote(control, base, rehearse)
     signal.signal(signal.SIGTERM, lambda _signum, _frame: zygote.stop())
     try:
         zygote.serve()
@@ -179,6 +186,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cgroup", default="", help="group of all spares' groups")
     parser.add_argument("--preload", default="", help="modules, with commas between")
     parser.add_argument("--warm", default="", help="module:function to call once")
+    parser.add_argument("--rehearse", default="", help="the same, in each spare")
     return parser.parse_args(argv)
 
 

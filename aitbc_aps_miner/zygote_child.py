@@ -31,12 +31,18 @@ _MAX_TEXT = 64 * 1024
 
 
 def live(
-    sock: socket.socket, evidence_fd: int, group: Cgroup | None, zygote_pid: int
+    sock: socket.socket,
+    evidence_fd: int,
+    group: Cgroup | None,
+    zygote_pid: int,
+    rehearse: Callable[[], object],
 ) -> NoReturn:
     """Be a spare until the task, or the daemon, has ended."""
     code = 0
     try:
         _get_ready(evidence_fd, group, zygote_pid)
+        _walk_through()
+        rehearse()
         channel = Channel(sock)
         task = channel.receive_task()
         if task is not None:
@@ -115,7 +121,6 @@ def _get_ready(evidence_fd: int, group: Cgroup | None, zygote_pid: int) -> None:
     # The module `random` seeds itself anew after a fork; other generators must be
     # made by the tasks, never at import.
     gc.enable()
-    _walk_through()
 
 
 def _walk_through() -> None:

@@ -19,6 +19,9 @@ class ZygoteSettings:
     """Modules imported before the first fork."""
     warm: str = ""
     """`module:function` called before the first fork: builds the SSL context."""
+    rehearse: str = ""
+    """`module:function` called in each spare before it idles: it copies the pages
+    that a tick is going to write to."""
     python: str = sys.executable
     environ: Mapping[str, str] | None = None
     """None means the daemon's own."""

@@ -302,4 +302,5 @@ def _command(
         f"--cgroup={base.path if base else ''}",
         f"--preload={','.join(settings.preload)}",
         f"--warm={settings.warm}",
+        f"--rehearse={settings.rehearse}",
     ]

@@ -8,15 +8,12 @@ from typing import Any
 from aitbc_aps_miner import job
 from aitbc_aps_miner.world import World
 
-_MODULES = frozenset(sys.modules)
-"""What the zygote has imported; whatever comes later is paid for by each child."""
-
 
 def echo_job(
     channel: Any, *, fsync: bool, began_boottime: float, **kwargs: Any
 ) -> dict[str, Any]:
     """Run a job as it is, or with an fsync that does nothing; tell what it cost."""
-    entered = _boottime()
+    entered, known = _boottime(), set(sys.modules)
     synced: list[float] = []
     kept = os.fsync
 
@@ -33,7 +30,7 @@ def echo_job(
         "fsyncs": len(synced),
         "fsync_s": sum(synced),
         "handed_s": entered - began_boottime,
-        "imported": sorted(set(sys.modules) - _MODULES - {__name__}),
+        "imported": sorted(set(sys.modules) - known),
     }
 
 
@@ -52,9 +49,10 @@ def long_poll(
 
 def imports_of(channel: Any, *, ref: str, kwargs: dict[str, Any]) -> list[str]:
     """Run a tick and name the modules that it imported on its own account."""
+    known = set(sys.modules)
     module, _, name = ref.partition(":")
     getattr(sys.modules[module], name)(channel, **kwargs)
-    return sorted(set(sys.modules) - _MODULES - {__name__})
+    return sorted(set(sys.modules) - known)
 
 
 def _boottime() -> float:

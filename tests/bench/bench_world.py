@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -30,7 +30,6 @@ from aitbc_aps_miner.executor import (
     Isolated,
     PoolSettings,
     ProcessExecutor,
-    ZygoteSettings,
 )
 from aitbc_aps_miner.probe.host import probe_host
 from aitbc_aps_miner.reference_coordinator.samples import DATA
@@ -154,9 +153,9 @@ class LikeTheDaemon:
         self.executor = ProcessExecutor(
             on_message=lambda _job_id, name, said: self.messages.append((name, said)),
             settings=PoolSettings(
-                zygote=ZygoteSettings(
+                zygote=replace(
+                    daemon.ZYGOTE,
                     preload=(*daemon.PRELOAD, "bench_inside"),
-                    warm="aitbc_aps_miner.world:warm",
                     environ={**os.environ, "PYTHONPATH": str(_HERE)},
                 )
             ),
