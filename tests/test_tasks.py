@@ -160,8 +160,9 @@ def test_orders_reach_the_control_file(site: Site) -> None:
     """Beside those that it was given before."""
     workspace = site.claim(echo_manifest("a"))
     for orders in ({"cancel": True}, {"limits": {"nice": 5}}):
-        told = {"root": str(site.root), "job_id": "a", "orders": orders}
-        report = tasks.control(site.line, config=site.access["config"], **told)
+        told: dict[str, Any] = {"root": str(site.root), "job_id": "a"}
+        told |= {"orders": orders, "config": site.access["config"]}
+        report = tasks.control(site.line, **told)
         assert report == {"job_id": "a"}
     assert read_control(workspace.root) == {"cancel": True, "limits": {"nice": 5}}
     workspace.close()
@@ -170,7 +171,7 @@ def test_orders_reach_the_control_file(site: Site) -> None:
 @pytest.mark.parametrize("job_id", ["gone", "../a"])
 def test_orders_for_a_job_that_is_not_here_do_nothing(site: Site, job_id: str) -> None:
     """It ended meanwhile."""
-    told = {"root": str(site.root), "job_id": job_id, "orders": {}}
+    told: dict[str, Any] = {"root": str(site.root), "job_id": job_id, "orders": {}}
     report = tasks.control(site.line, config=site.access["config"], **told)
     assert list(report) == ["error"]
 
@@ -217,8 +218,8 @@ MALFORMED: dict[str, Any] = {
     "id-nul": {"job_id": "evil\0"},
     "id-newline": {"job_id": "evil\n"},
     "id-long": {"job_id": "e" * 200},
-    "id-cyrillic": {"job_id": "задание"},
-    "id-fullwidth": {"job_id": "ｊｏｂ１"},
+    "id-cyrillic": {"job_id": "\u0437\u0430\u0434"},
+    "id-fullwidth": {"job_id": "\uff4a\uff4f\uff42"},
     "id-dots": {"job_id": "e..vil"},
     "id-hidden": {"job_id": ".evil"},
     "no-timeout": {"timeout_s": None},
