@@ -36,7 +36,7 @@ class Reload:
         callbacks: Callbacks,
         *,
         rebind: Callable[[str], None],
-        new_root: Callable[[Config], None],
+        new_root: Callable[[Config], str | None],
     ) -> None:
         self._parts = parts
         self._callbacks = callbacks
@@ -109,7 +109,7 @@ class Reload:
         node.cpu_slots = new.resources.max_concurrent_cpu
         node.gpu_slots = new.resources.max_concurrent_gpu
         if new.workspace.root != old.workspace.root:
-            self._new_root(new)
+            self._callbacks.moved_root(new, self._new_root(new))
         if _who(new) != _who(old):
             # Another coordinator, or another name at it: this token is not for it.
             self._parts.tokens.reset()

@@ -10,12 +10,10 @@ import json
 import os
 from pathlib import Path
 
-from aitbc_aps_miner.util import fs, log
+from aitbc_aps_miner.util import fs
 
 _LOCK = ".daemon.lock"
 _EARLIER = ".earlier-roots.json"
-
-_log = log.get_logger()
 
 
 class Roots:
@@ -41,19 +39,20 @@ class Roots:
         """Name every root, today's first."""
         return [str(self._today), *map(str, self._earlier())]
 
-    def move_to(self, root: Path) -> None:
-        """Take new jobs under another root from now on; the old one is remembered."""
+    def move_to(self, root: Path) -> str | None:
+        """Take new jobs under another root from now on; the old one is remembered.
+
+        Gives what is in the way, if anything is.
+        """
         try:
-            taken = self._lock(root)
+            if not self._lock(root):
+                return "another daemon holds it"
+            earlier = [str(path) for path in self._locks if path != root]
+            fs.write_durable(root / _EARLIER, json.dumps(earlier).encode())
         except OSError as error:
-            _log.error("workspace.unusable", root=str(root), reason=str(error))
-            return
-        if not taken:
-            _log.error("workspace.locked", root=str(root))
-            return
+            return str(error)
         self._today = root
-        earlier = [str(path) for path in self._earlier()]
-        fs.write_durable(root / _EARLIER, json.dumps(earlier).encode())
+        return None
 
     def _earlier(self) -> list[Path]:
         return [path for path in self._locks if path != self._today]

@@ -114,6 +114,17 @@ class Callbacks:
         else:
             self._open("paused")
 
+    def moved_root(self, config: Config, problem: str | None) -> None:
+        """Open or close the gate of a workspace root that an edit named."""
+        if problem is None:
+            self._open("root")
+            return
+        self._close(
+            "root",
+            f"workspace.root {config.workspace.root} can't be used: {problem}",
+            "name a directory that this user may write and no other daemon holds",
+        )
+
     # Heartbeat and registration
 
     def request_heartbeat(self) -> None:
