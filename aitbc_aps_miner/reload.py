@@ -116,8 +116,10 @@ class Reload:
             node.registered, node.heartbeats_offered = False, True
             node.heartbeat_floor_s = 0
             self._parts.scheduler.run_in("heartbeat", 0)
+            self._callbacks.pulls.renew("another coordinator is asked now")
         elif _described(new) != _described(old):
             self._callbacks.start_registration()
+            self._callbacks.pulls.renew("other jobs are asked for now")
         if new.status.listen != old.status.listen:
             self._rebind(new.status.listen)
         self._parts.scheduler.retime(new, old, node.heartbeat_floor_s)

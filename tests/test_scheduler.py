@@ -1,4 +1,4 @@
-"""The table of ticks on a real APScheduler: deadlines, intervals, steps of the clock."""
+"""The table of ticks on a real APScheduler: deadlines, intervals, clock steps."""
 
 import random
 import threading

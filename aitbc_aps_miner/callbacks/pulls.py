@@ -70,6 +70,12 @@ class Pulls:
         self._parts.scheduler.pause("pull")
         self._end_open("the daemon ends")
 
+    def renew(self, reason: str) -> None:
+        """End an open long poll that an edit has made ask the wrong thing."""
+        if self._open:
+            self._asked = True
+            self._end_open(reason)
+
     def polling(self) -> None:
         """Look again when the pull is in its process: only now it can be ended."""
         if self.was_ended:
