@@ -42,7 +42,7 @@ from aitbc_aps_miner.ports import Observer, Runner
 from aitbc_aps_miner.progress import ProgressSender
 from aitbc_aps_miner.receipt import Signer, manifest_digest
 from aitbc_aps_miner.runners import Containment, build
-from aitbc_aps_miner.sandbox.cgroup import SPARE_PREFIX, Cgroup, own_group
+from aitbc_aps_miner.sandbox.cgroup import PAYLOAD, SPARE_PREFIX, Cgroup, own_group
 from aitbc_aps_miner.transfer import HttpTransfer
 from aitbc_aps_miner.trigger import Backoff
 from aitbc_aps_miner.util import log
@@ -70,7 +70,7 @@ def run(
     channel.detach()
     world = World(channel, config, token, extensions)
     pulled = _pulled(job)
-    group = _own_cgroups()
+    group = _payload_cgroup()
     # Before any thread starts: it forks.
     with (
         Containment(group, prepare=True) as containment,
@@ -260,14 +260,13 @@ def _pulled(job: Mapping[str, Any]) -> Job:
     )
 
 
-def _own_cgroups() -> Cgroup | None:
-    """Split this process's cgroup: itself into `sup`, the payload into `payload`."""
+def _payload_cgroup() -> Cgroup | None:
+    """Find the group that the spare made for payloads, beside our own (`sup`)."""
     own = own_group()
-    if own is None or not own.path.name.startswith(SPARE_PREFIX):
+    if own is None or not own.path.parent.name.startswith(SPARE_PREFIX):
         return None
     try:
-        own.child("sup").join()
-        return own.child("payload")
+        return Cgroup(path=own.path.parent).child(PAYLOAD)
     except OSError as error:
         _log.warning("job.no_cgroup", reason=str(error))
         return None

@@ -6,6 +6,7 @@ zygote rehearses once (imports made late, compiled patterns, name service), and 
 spare once more, before it idles (its own copies of the pages).
 """
 
+import codecs
 import socket
 import threading
 from contextlib import suppress
@@ -21,12 +22,16 @@ _ANSWER = (
     b"HTTP/1.1 200 OK\r\nDate: Thu, 01 Jan 1970 00:00:00 GMT\r\n"
     b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
 )
+_CODECS = "ascii", "utf-16-be"
+"""What jobs need beside a heartbeat's: /proc, and the order of keys in RFC 8785."""
 _HOST = {field.name: 1 for field in fields(HostFacts)}
 
 
 def warm() -> None:
     """Get a zygote ready: the TLS context, then everything that a first call makes."""
     world.warm()
+    for codec in _CODECS:
+        codecs.lookup(codec)
     rehearse()
 
 

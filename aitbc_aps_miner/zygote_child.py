@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from aitbc_aps_miner.channel import Channel
 from aitbc_aps_miner.kill import TRACEBACK_SIGNAL
-from aitbc_aps_miner.sandbox.cgroup import Cgroup
+from aitbc_aps_miner.sandbox.cgroup import PAYLOAD, SUPERVISOR, Cgroup
 from aitbc_aps_miner.util import frames, proc
 
 _EXIT_DELAY_S = 0.001
@@ -108,8 +108,10 @@ def _get_ready(evidence_fd: int, group: Cgroup | None, zygote_pid: int) -> None:
         os._exit(0)
     proc.adopt_orphans()
     if group is not None:
-        # Before idling: migrating a process that sleeps can take 10 ms.
-        group.join()
+        # Before idling: migrating a process that sleeps can take 10 ms, and so does
+        # making a group while another spare migrates.
+        group.child(PAYLOAD)
+        group.child(SUPERVISOR).join()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     null = os.open(os.devnull, os.O_RDWR)

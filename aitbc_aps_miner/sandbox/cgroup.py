@@ -16,6 +16,8 @@ from pathlib import Path
 
 SPARE_PREFIX = "aps-"
 """The groups of the executor's children are named so."""
+SUPERVISOR, PAYLOAD = "sup", "payload"
+"""The two groups in each of these: the child itself, and what a job starts."""
 
 _FIRST_PAUSE_S = 0.0002
 _LONGEST_PAUSE_S = 0.005
