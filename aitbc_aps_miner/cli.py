@@ -8,7 +8,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 
@@ -141,12 +140,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args and args[0].endswith(".toml"):
         args.insert(0, "run")
     try:
-        code = command.main(args, prog_name="aitbc-aps-miner", standalone_mode=False)
-    except click.exceptions.Abort:
-        return ExitCode.INTERRUPTED
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        # Standalone, as only then it handles its own exceptions: their classes are
+        # click's or typer's own, depending on the version.
+        command.main(args, prog_name="aitbc-aps-miner")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else ExitCode.OK
     except ConfigError as error:
         words = "\n".join(f"  {problem}" for problem in error.problems)
         print(f"the configuration cannot be used:\n{words}", file=sys.stderr)  # noqa: T201
@@ -154,4 +152,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MinerError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return ExitCode.FAILURE
-    return code if isinstance(code, int) else ExitCode.OK
+    return ExitCode.OK  # pragma: no cover - standalone always exits
