@@ -119,8 +119,13 @@ class CoordinatorServer:
     def wait_for_polls(self, count: int = 1, timeout_s: float = 10) -> None:
         """Wait until so many long polls are held open."""
         left_s = deadline(timeout_s)
-        while self.call(self._polls) < count:
+        while self.polls < count:
             left_s()
+
+    @property
+    def polls(self) -> int:
+        """How many long polls are held open."""
+        return self.call(self._polls)
 
     def forget_tokens(self) -> None:
         """Make every node register again."""
