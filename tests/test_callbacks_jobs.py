@@ -281,6 +281,16 @@ def _jobs(yard: Yard) -> Any:
     return yard.scheduler.jobs.items()
 
 
+def test_a_draining_daemon_starts_nothing_that_a_sweep_found() -> None:
+    """The job is the next daemon's: this one would only end it."""
+    yard = Yard()
+    yard.node.draining = True
+
+    yard.jobs.settle({"run": [job_report("a")]})
+
+    assert (yard.held(), yard.scheduler.jobs) == ([], {})
+
+
 def test_what_waits_is_delivered() -> None:
     """Now, but not before its backoff is over."""
     yard = Yard()

@@ -1,6 +1,6 @@
 """The jobs that this daemon counts: started, ended, adopted, delivered later."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from aitbc_aps_miner import hooks
@@ -152,15 +152,20 @@ class Jobs:
         """Adopt what runs, resume what never ran, deliver what waits."""
         self._adopt(report)
         self._look_again_soon(list(report.get("orphans", ())))
-        held = {job.job_id for job in self._parts.node.jobs()}
-        for job in report.get("run", ()):
-            if job["job_id"] not in held:
-                self.start(job, resume=not job.get("fresh", False))
+        self._run(report.get("run", ()))
         for job_id in report.get("resend", ()):
             self.resend(str(job_id))
         for job_id in report.get("deliver", ()):
             if not self._parts.scheduler.is_due(f"deliver:{job_id}"):
                 self.deliver(str(job_id))
+
+    def _run(self, jobs: Iterable[Mapping[str, Any]]) -> None:
+        if self._parts.node.draining:
+            return  # this daemon ends: what never ran is the next one's
+        held = {job.job_id for job in self._parts.node.jobs()}
+        for job in jobs:
+            if job["job_id"] not in held:
+                self.start(job, resume=not job.get("fresh", False))
 
     def _adopt(self, report: Mapping[str, Any]) -> None:
         node = self._parts.node
