@@ -1,5 +1,6 @@
 """zygote.py as a process of its own, the test being the daemon."""
 
+import importlib
 import os
 import signal
 import socket
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from aitbc_aps_miner.util import frames, proc
-from aitbc_aps_miner.zygote import MAX_MESSAGE_BYTES
+from aitbc_aps_miner.zygote import MAX_MESSAGE_BYTES, _hidden
 
 PROGRAMS = str(Path(__file__).parent / "programs")
 
@@ -105,3 +106,13 @@ def test_a_zygote_of_a_daemon_that_is_gone_already_ends() -> None:
     with zygote(daemon=1) as (process, control):
         assert process.wait(20) == 0
         assert control.recv(1) == b""
+
+
+def test_a_hidden_package_is_there_again_for_functions() -> None:
+    """Preloading does without it; a function that wants it gets it."""
+    sys.modules.pop("colorsys", None)
+    with _hidden(("colorsys", "sys")):
+        with pytest.raises(ImportError):
+            importlib.import_module("colorsys")
+        assert importlib.import_module("sys") is sys
+    assert importlib.import_module("colorsys").__name__ == "colorsys"
