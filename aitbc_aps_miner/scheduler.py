@@ -136,13 +136,6 @@ class Scheduler:
         job = self._scheduler.get_job(name)
         return job is not None and job.next_run_time is not None
 
-    def remove(self, job_id: str) -> None:
-        """Take a waiting one-shot job off the clock."""
-        try:
-            self._scheduler.remove_job(job_id)
-        except JobLookupError:
-            return
-
     def retime(self, config: Config, before: Config, floor_s: float = 0) -> None:
         """Apply new intervals and deadlines; `floor_s` only slows heartbeats.
 
@@ -163,7 +156,10 @@ class Scheduler:
                 self.run_in(name, max(interval_s, floor))
 
     def shift(self, step_s: float) -> None:
-        """Keep every tick's distance from now after the wall clock stepped."""
+        """Keep every tick's distance from now after the wall clock stepped.
+
+        Otherwise one that stepped back silences all ticks until the old time comes.
+        """
         step = timedelta(seconds=step_s)
         for job in self._scheduler.get_jobs():
             if job.next_run_time is not None:
