@@ -21,7 +21,7 @@ from aitbc_aps_miner.util.clock import ClockStepWatch
 from aitbc_aps_miner.watch import LIVE_LIMITS
 from aitbc_aps_miner.world import tls_environ
 
-# Slewing by NTP moves the clocks apart slowly; a person or a server moves them at once.
+# Smaller steps are what time daemons do all day; a tick a little late is no harm.
 STEP_S = 2.0
 
 _log = log.get_logger()
@@ -104,12 +104,40 @@ class Reload:
         changes = difference(old, new)
         for change in changes:
             _log.info("config.changed", key=change.key, old=change.old, new=change.new)
+        for step in (
+            self._log_anew,
+            self._resize,
+            self._move,
+            self._introduce,
+            self._listen_anew,
+            self._retime,
+            self._renew_limits,
+        ):
+            try:
+                step(old, new)
+            except Exception:  # noqa: BLE001  one key must not keep the others out
+                _log.exception("reload.step_failed", step=step.__name__)
+        self._callbacks.owner_decided(new)
+        self._callbacks.pulls.request()
+        self._callbacks.jobs.hook(
+            "on_config_changed", {"keys": [change.key for change in changes]}
+        )
+
+    def _log_anew(self, _old: Config, new: Config) -> None:
         log.reconfigure(new.logging, new.node_id)
+
+    def _resize(self, _old: Config, new: Config) -> None:
         node = self._parts.node
         node.cpu_slots = new.resources.max_concurrent_cpu
         node.gpu_slots = new.resources.max_concurrent_gpu
+
+    def _move(self, old: Config, new: Config) -> None:
         if new.workspace.root != old.workspace.root:
             self._callbacks.moved_root(new, self._new_root(new))
+
+    def _introduce(self, old: Config, new: Config) -> None:
+        """Register where the node is unknown, or known as another."""
+        node = self._parts.node
         if _who(new) != _who(old):
             # Another coordinator, or another name at it: this token is not for it.
             self._parts.tokens.reset()
@@ -120,15 +148,13 @@ class Reload:
         elif _described(new) != _described(old):
             self._callbacks.start_registration()
             self._callbacks.pulls.renew("other jobs are asked for now")
+
+    def _listen_anew(self, old: Config, new: Config) -> None:
         if new.status.listen != old.status.listen:
             self._rebind(new.status.listen)
-        self._parts.scheduler.retime(new, old, node.heartbeat_floor_s)
-        self._renew_limits(old, new)
-        self._callbacks.owner_decided(new)
-        self._callbacks.pulls.request()
-        self._callbacks.jobs.hook(
-            "on_config_changed", {"keys": [change.key for change in changes]}
-        )
+
+    def _retime(self, old: Config, new: Config) -> None:
+        self._parts.scheduler.retime(new, old, self._parts.node.heartbeat_floor_s)
 
     def _renew_limits(self, old: Config, new: Config) -> None:
         """Tell running jobs what they may use from now on."""
@@ -152,7 +178,7 @@ def _who(config: Config) -> tuple[str, str, str, str]:
 def _described(config: Config) -> tuple[object, ...]:
     """Give what a registration tells of the configuration."""
     slots = config.resources.max_concurrent_cpu, config.resources.max_concurrent_gpu
-    return config.tags, config.runners, slots
+    return config.tags, config.runners, slots, config.identity_path
 
 
 def _ca_mark(config: Config) -> tuple[object, ...]:

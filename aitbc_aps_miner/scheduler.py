@@ -159,12 +159,15 @@ class Scheduler:
         """Keep every tick's distance from now after the wall clock stepped.
 
         Otherwise one that stepped back silences all ticks until the old time comes.
+        What a step forward leaves ahead stays where it is: a tick may have run and
+        been timed anew before this, and must not wait for the step's length again.
         """
-        step = timedelta(seconds=step_s)
+        step, now = timedelta(seconds=step_s), _in(0)
         for job in self._scheduler.get_jobs():
-            if job.next_run_time is not None:
+            at = job.next_run_time
+            if at is not None and (step_s < 0 or at <= now):
                 with suppress(JobLookupError):  # it ran meanwhile
-                    job.modify(next_run_time=job.next_run_time + step)
+                    job.modify(next_run_time=at + step)
 
     def _isolated(self, tick: Tick, config: Config) -> Isolated:
         return Isolated(ref=tick.ref, deadline_s=tick.deadline_s(config))

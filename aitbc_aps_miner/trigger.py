@@ -1,19 +1,15 @@
-"""When a tick runs next: true ±jitter, backoff, and re-timing after a clock step.
+"""When a tick runs next: true ±jitter, and backoff.
 
 APScheduler's own `jitter` only delays, and its interval counts from a start time, so
-that a wall clock stepped back silences a job until the old time comes again.
+that lateness adds up. What a stepped wall clock does to times already given is the
+business of scheduler.py.
 """
 
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 from apscheduler.triggers.base import BaseTrigger
-
-LEAST_STEP_S = 2.0
-"""Smaller steps are what time daemons do all day; a tick a little late is no harm."""
 
 
 class JitterTrigger(BaseTrigger):  # type: ignore[misc]  # APScheduler is untyped
@@ -58,27 +54,3 @@ class Backoff:
         # Beyond 2**32 every bound is reached; a float overflows at 2**1024.
         longest_s = min(self.max_s, self.min_s * 2.0 ** min(max(failures, 1), 32))
         return self.rng.uniform(max(self.min_s, longest_s / 2), longest_s)
-
-
-def rescheduled(
-    next_run_times: Mapping[str, datetime | None], step_s: float
-) -> dict[str, datetime]:
-    """Give the jobs' times moved with a wall clock that stepped by `step_s`.
-
-    Empty when the step is too small to matter; paused jobs (None) stay so.
-    """
-    if abs(step_s) <= LEAST_STEP_S:
-        return {}
-    step = timedelta(seconds=step_s)
-    return {job_id: at + step for job_id, at in next_run_times.items() if at}
-
-
-def retime(scheduler: Any, step_s: float) -> int:
-    """Move all jobs of a running APScheduler with the wall clock; give how many."""
-    # One job at a time: a job may end, or be submitted, while we are at it.
-    moved = 0
-    for job in scheduler.get_jobs():
-        for job_id, at in rescheduled({job.id: job.next_run_time}, step_s).items():
-            job.modify(next_run_time=at)
-            moved += job_id == job.id
-    return moved

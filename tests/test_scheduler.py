@@ -11,6 +11,7 @@ from apscheduler.events import EVENT_JOB_EXECUTED
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.jobstores.base import JobLookupError
 from daemon_fakes import config_of
+from freezegun import freeze_time
 
 from aitbc_aps_miner.executor import Isolated, ProcessExecutor
 from aitbc_aps_miner.scheduler import TICKS, Scheduler
@@ -159,16 +160,40 @@ def test_a_tick_that_waits_is_not_woken_by_an_edit(timetable: Scheduler) -> None
     assert not timetable.is_due("heartbeat")
 
 
-@pytest.mark.parametrize("step_s", [3600.0, -3600.0])
-def test_a_stepped_wall_clock_moves_every_time(
-    timetable: Scheduler, step_s: float
+@pytest.mark.parametrize(
+    ("step_s", "moved_s"), [(3600.0, 3600), (-3600.0, -3600), (100.0, 0)]
+)
+def test_a_stepped_wall_clock_moves_times(
+    timetable: Scheduler, step_s: float, moved_s: float
 ) -> None:
-    """So that each distance from now is what it was; what waits goes on waiting."""
+    """Distances from now stay; what waits, or is ahead still, is left alone."""
     before = job(timetable, "sweep").next_run_time
-    timetable.shift(step_s)
-    moved = job(timetable, "sweep").next_run_time - before
-    assert moved == timedelta(seconds=step_s)
+    with freeze_time(datetime.now(UTC) + timedelta(seconds=step_s)):
+        timetable.shift(step_s)
+        moved = job(timetable, "sweep").next_run_time - before
+    assert moved == timedelta(seconds=moved_s)
     assert not timetable.is_due("pull")
+
+
+@pytest.mark.parametrize("step_s", [3600.0, -3600.0])
+def test_a_step_of_an_hour_changes_nothing_in_the_cadence(step_s: float) -> None:
+    """Due in 50 ms before the step is due in 50 ms after it."""
+    fired = threading.Event()
+    with freeze_time(datetime(2026, 1, 1, tzinfo=UTC), tick=True) as clock:
+        threads = cast("ProcessExecutor", ThreadPoolExecutor(1))
+        timetable = Scheduler(threads, random.Random(1))
+        timetable.start()
+        try:
+            trigger = JitterTrigger(0.05, 0, random.Random(1))
+            timetable._scheduler.add_job(fired.set, trigger)
+            assert fired.wait(10)
+            clock.tick(timedelta(seconds=step_s))
+            timetable.shift(step_s)
+            for _ in range(3):
+                fired.clear()
+                assert fired.wait(10)
+        finally:
+            timetable.stop()
 
 
 def test_a_job_that_ends_while_the_clock_is_handled_harms_nobody(
@@ -184,8 +209,8 @@ def test_a_job_that_ends_while_the_clock_is_handled_harms_nobody(
         return real(job_id, *args, **changes)
 
     monkeypatch.setattr(timetable._scheduler, "modify_job", modify)
-    timetable.shift(100)
-    assert job(timetable, "sweep").next_run_time - before == timedelta(seconds=100)
+    timetable.shift(-100)
+    assert job(timetable, "sweep").next_run_time - before == timedelta(seconds=-100)
 
 
 def test_ticks_jitter_by_a_trigger_of_our_own(timetable: Scheduler) -> None:

@@ -1,4 +1,4 @@
-"""trigger.py: jitter that is true, backoff that is bounded, clocks that step."""
+"""trigger.py: jitter that is true, backoff that is bounded."""
 
 import itertools
 import random
@@ -7,13 +7,11 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-import pytest
 from apscheduler.schedulers.background import BackgroundScheduler
-from freezegun import freeze_time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aitbc_aps_miner.trigger import Backoff, JitterTrigger, rescheduled, retime
+from aitbc_aps_miner.trigger import Backoff, JitterTrigger
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -80,43 +78,6 @@ def test_backoff_doubles_up_to_its_bound_and_is_jittered() -> None:
         (60, 120),
         (60, 120),
     ]
-
-
-@pytest.mark.parametrize(
-    ("step_s", "expected"),
-    [
-        (0.5, {}),
-        (-2.0, {}),
-        (3600.0, {"a": NOW + timedelta(hours=1)}),
-        (-3600.0, {"a": NOW - timedelta(hours=1)}),
-    ],
-)
-def test_jobs_move_with_a_clock_that_steps(
-    step_s: float, expected: dict[str, datetime]
-) -> None:
-    """By the step, in either direction; paused jobs and small steps are left alone."""
-    assert rescheduled({"a": NOW, "paused": None}, step_s) == expected
-
-
-@pytest.mark.parametrize("step_s", [3600.0, -3600.0])
-def test_a_step_of_an_hour_changes_nothing_in_the_cadence(step_s: float) -> None:
-    """Due in 50 ms before the step is due in 50 ms after it, on a real scheduler."""
-    fired = threading.Event()
-    scheduler = BackgroundScheduler(timezone=UTC)
-    with freeze_time(NOW, tick=True) as clock:
-        scheduler.start()
-        try:
-            trigger = JitterTrigger(0.05, 0, random.Random(1))
-            scheduler.add_job(fired.set, trigger, id="tick", misfire_grace_time=None)
-            scheduler.add_job(print, trigger, id="paused", next_run_time=None)
-            assert fired.wait(10)
-            clock.tick(timedelta(seconds=step_s))
-            assert retime(scheduler, step_s) == 1
-            for _ in range(3):
-                fired.clear()
-                assert fired.wait(10)
-        finally:
-            scheduler.shutdown()
 
 
 def test_a_tick_fires_again_and_again() -> None:
