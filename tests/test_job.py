@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from coordinator_server import CoordinatorServer, echo_manifest
+from coordinator_server import CoordinatorServer, deadline, echo_manifest
+from daemon_fakes import FakeClock
 from tick_site import Site, quiet_log, registered
 
+from aitbc_aps_miner import job as job_module
 from aitbc_aps_miner.callbacks.jobs import JOB_REF
 from aitbc_aps_miner.executor import (
     Isolated,
@@ -16,7 +18,10 @@ from aitbc_aps_miner.executor import (
     ZygoteSettings,
 )
 from aitbc_aps_miner.job import limits_of
-from aitbc_aps_miner.models import JobState, PayloadLimits
+from aitbc_aps_miner.models import JobReport, JobState, Manifest, PayloadLimits
+from aitbc_aps_miner.progress import ProgressSender
+from aitbc_aps_miner.util.clock import SystemClock
+from aitbc_aps_miner.world import World
 
 
 @pytest.fixture(autouse=True)
@@ -171,7 +176,44 @@ def test_an_outcome_that_can_not_be_delivered_now_waits(
     assert run(executor, site, job)[0] is JobState.RETRY_WAIT
     assert site.found(job["job_id"]).outcome_recorded
     server.clear_faults()
+    left_s = deadline(10)
+    while site.found(job["job_id"]).lock_held:  # told a moment before it has ended
+        left_s()
     assert site.deliver(job["job_id"])["state"] == JobState.DONE
+
+
+def test_a_job_whose_daemon_is_gone_delivers_alone(
+    site: Site, server: CoordinatorServer
+) -> None:
+    """It keeps trying, in its own backoff, until the coordinator is back."""
+    job = pulled(site, server)
+    raw = job["raw"]
+    server.call(lambda: server.state.ack(raw["job_id"], "n1", 1))
+    world = World(site.line, site.access["config"], site.token)
+    clock = FakeClock()
+    world.clock = cast("SystemClock", clock)
+    process_job = job_module._pulled(job)
+    with world.coordinator() as coordinator:
+        process = job_module._Process(
+            world, process_job, coordinator, job_module._NotOffered(), str(site.root)
+        )
+        process._workspace = site.recorded(raw)
+        server.set_fault("result", "status", status=503, count=4)
+        waits = JobReport(job_id=raw["job_id"], attempt=1, state=JobState.RETRY_WAIT)
+        report = process._keep_delivering(waits)
+    assert report.state is JobState.DONE
+    assert len([slept for slept in clock.slept if slept >= 1]) >= 2
+    assert server.job(raw["job_id"])["state"] == "succeeded"
+
+
+def test_a_defect_is_logged_under_its_id(site: Site) -> None:
+    """The coordinator gets the id, the log the traceback."""
+    world = World(site.line, site.access["config"], site.token)
+    observer = job_module._Observer(world, cast("ProgressSender", None))
+    manifest = Manifest(job_id="j", runner="cli", timeout_s=1)
+    error_id = observer.defect(manifest, RuntimeError("a defect"))
+    (event,) = site.line.events("job.defect")
+    assert (event["job_id"], event["error_id"]) == ("j", error_id)
 
 
 def test_the_owners_limits_are_the_payloads(site: Site) -> None:
