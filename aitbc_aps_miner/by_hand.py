@@ -89,14 +89,18 @@ def run_tick(name: str, path: Path) -> Mapping[str, Any]:
             slots_free={"cpu": capacity.cpu_free, "gpu": capacity.gpu_free},
             draining=False,
         )
+    roots = [str(config.workspace.root)]
     if name == "pull":
-        return tasks.pull(line, **access, capacity=asdict(capacity), held=[])
+        return tasks.pull(
+            line, **access, roots=roots, capacity=asdict(capacity), held=[]
+        )
     return sweep.sweep(
         line,
         **access,
-        roots=[str(config.workspace.root)],
+        roots=roots,
         held=[],
         adopted=[],
         orphans=[],
         capacity=asdict(capacity),
+        takes_work=not config.owner.paused,
     )

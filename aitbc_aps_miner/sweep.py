@@ -22,7 +22,7 @@ from aitbc_aps_miner.errors import (
 from aitbc_aps_miner.expiry import EXPIRE_BUDGET_S, expire
 from aitbc_aps_miner.leftovers import end_leftovers
 from aitbc_aps_miner.manifest import parse
-from aitbc_aps_miner.models import JobState, Manifest
+from aitbc_aps_miner.models import JobState, Manifest, Reservation
 from aitbc_aps_miner.reconcile import Action, Found, OnDisk, View, decide
 from aitbc_aps_miner.slots import Capacity
 from aitbc_aps_miner.tasks import Report, capacity_of, job_of
@@ -48,20 +48,35 @@ def sweep(
     adopted: list[str],
     orphans: list[str],
     capacity: Mapping[str, Any],
+    takes_work: bool,
 ) -> Report:
     """Settle every workspace under `roots`; `held` are the daemon's own jobs.
 
-    `adopted` are those that it counts and did not start: they are looked at.
-    `orphans` are the jobs that the last sweep found at the coordinator and not here:
-    one seen twice did not belong to a pull that was open meanwhile.
+    The first root is where new jobs go. `adopted` are those that the daemon counts
+    and did not start: they are looked at. `orphans` are the jobs that the last sweep
+    found at the coordinator and not here: one seen twice did not belong to a pull
+    that was open meanwhile. Without `takes_work` nothing is started: what could run
+    waits until the node takes work again.
     """
     world = World(channel, config, token, extensions)
-    settling = _Settling(world, capacity_of(capacity), frozenset(adopted))
+    settling = _Settling(
+        world,
+        capacity_of(capacity) if takes_work else None,
+        frozenset(adopted),
+        root=roots[0],
+    )
     settled: list[tuple[Workspaces, Glance]] = []
     here = set(held)
+    all_seen = True
     for root in roots:
         workspaces = world.workspaces(root)
-        for seen in workspaces.glance():
+        try:
+            jobs = list(workspaces.glance())
+        except OSError as error:
+            _log.warning("root.unreadable", root=root, reason=str(error))
+            all_seen = False
+            continue
+        for seen in jobs:
             if seen.job_id in held:
                 continue
             here.add(seen.job_id)
@@ -71,13 +86,15 @@ def sweep(
                 settling.settle(workspaces, job)
         with suppress(WorkspaceError):
             workspaces.tidy(budget_s=EXPIRE_BUDGET_S)
-    kept = {job.job_id: workspaces for workspaces, job in settled}
-    settling.settle_the_rest(here, kept, orphans)
+    # Of a job under two roots the attempt under today's is the later one.
+    kept = {job.job_id: workspaces for workspaces, job in reversed(settled)}
+    if all_seen:  # else what seems to be missing may lie where nobody can look now
+        settling.settle_the_rest(here, kept, orphans)
     used_pct = expire(world, settled)
     return {
         **settling.report,
         "disk_used_pct": used_pct,
-        "unwritable": _unwritable(Path(world.config.workspace.root)),
+        "unwritable": _unwritable(Path(roots[0])),
     }
 
 
@@ -95,11 +112,17 @@ class _Settling:
     """Carries out what is decided about each job that is not delivered."""
 
     def __init__(
-        self, world: World, capacity: Capacity, adopted: frozenset[str]
+        self,
+        world: World,
+        capacity: Capacity | None,
+        adopted: frozenset[str],
+        *,
+        root: str,
     ) -> None:
         self._world = world
         self._capacity = capacity
         self._adopted = adopted
+        self._root = root
         self._views = Views(world)
         self.report: dict[str, Any] = {
             "running": [],
@@ -200,15 +223,22 @@ class _Settling:
         except JobError as error:
             self._fail_raw(view, error)
             return
+        # Without a slot now its lease runs out, or the next sweep has one.
+        if (reservation := self._reserve(manifest)) is not None:
+            job = job_of(self._world, manifest, raw, reservation, root=self._root)
+            self.report["run"].append({**job, "fresh": True})
+
+    def _reserve(self, manifest: Manifest) -> Reservation | None:
+        """Take a slot; None when none fits or the node takes no work now."""
+        if self._capacity is None:
+            return None
         try:
             reservation = self._capacity.reserve(manifest.requirements)
         except JobError as error:
-            _log.info("job.orphan_waits", job_id=view.job_id, reason=str(error))
-            return  # its lease runs out, or a slot is free at the next sweep
+            _log.info("job.waits", job_id=manifest.job_id, reason=str(error))
+            return None
         self._capacity = self._capacity.taking(manifest.job_id, reservation)
-        self.report["run"].append(
-            {**job_of(self._world, manifest, raw, reservation), "fresh": True}
-        )
+        return reservation
 
     def _fail_raw(self, view: JobView, error: JobError) -> None:
         with (
@@ -268,21 +298,18 @@ class _Settling:
         except JobError:  # a later version of ours took it
             self._fail_lost(workspaces, record)
             return
-        try:
-            reservation = self._capacity.reserve(manifest.requirements)
-        except JobError:
-            return  # no slot now; the next sweep finds it as it is
-        self._capacity = self._capacity.taking(manifest.job_id, reservation)
-        self.report["run"].append(
-            job_of(
-                self._world,
-                manifest,
-                claim.raw,
-                reservation,
-                origin=record.origin,
-                root=str(workspaces.root),
+        # Without a slot now the next sweep finds it as it is.
+        if (reservation := self._reserve(manifest)) is not None:
+            self.report["run"].append(
+                job_of(
+                    self._world,
+                    manifest,
+                    claim.raw,
+                    reservation,
+                    root=str(workspaces.root),
+                    origin=record.origin,
+                )
             )
-        )
 
     def _fail_lost(self, workspaces: Workspaces, record: Record) -> None:
         end_leftovers(workspaces.root / record.job_id, record)

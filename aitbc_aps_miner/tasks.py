@@ -6,7 +6,7 @@ goes wrong is raised and told by the executor, with its traceback.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, ParamSpec
 
@@ -154,13 +154,17 @@ def pull(
     config: str,
     token: str | None,
     extensions: list[str] | None,
+    roots: list[str],
     capacity: Mapping[str, Any],
     held: list[str],
 ) -> Report:
-    """Ask for as many jobs as fit; admit or refuse each."""
+    """Ask for as many jobs as fit; admit or refuse each.
+
+    Jobs are stored under the first of `roots`; what came before may be under any.
+    """
     world = World(channel, config, token, extensions)
     free = capacity_of(capacity)
-    intake = _Intake(world, free, frozenset(held))
+    intake = _Intake(world, free, frozenset(held), roots)
     with world.coordinator() as coordinator:
         began = world.clock.monotonic()
         channel.send("polling")
@@ -184,11 +188,17 @@ def pull(
 class _Intake:
     """Sorts what a pull brought into accepted, duplicate and refused."""
 
-    def __init__(self, world: World, capacity: Capacity, held: frozenset[str]) -> None:
+    def __init__(
+        self,
+        world: World,
+        capacity: Capacity,
+        held: frozenset[str],
+        roots: Sequence[str],
+    ) -> None:
         self._world = world
         self._capacity = capacity
         self._held = held
-        self._workspaces = world.workspaces()
+        self._roots = roots
         self._runners = build(world.config, None)
         config = world.config
         self._rules = Rules(
@@ -211,7 +221,9 @@ class _Intake:
             return
         self._capacity = self._capacity.taking(manifest.job_id, reservation)
         self._taken.add(manifest.job_id)
-        self.accepted.append(job_of(self._world, manifest, raw, reservation))
+        root = self._roots[0]
+        job = job_of(self._world, manifest, raw, reservation, root=root)
+        self.accepted.append(job)
 
     def _check(self, manifest: Manifest) -> None:
         self._runners[manifest.runner].check(manifest)
@@ -220,14 +232,15 @@ class _Intake:
         """Whether this attempt was taken before; only a finished one is answered."""
         if manifest.job_id in self._held | self._taken:
             return True
-        found = self._workspaces.find(manifest.job_id)
-        if found is None or found.record is None:
-            return False
-        if found.record.attempt < manifest.attempt:
-            return False
-        if found.outcome_recorded:
-            self.duplicates.append(manifest.job_id)
-        return True
+        for root in self._roots:
+            found = self._world.workspaces(root).find(manifest.job_id)
+            if found is None or found.record is None:
+                continue
+            if found.record.attempt >= manifest.attempt:
+                if found.outcome_recorded:
+                    self.duplicates.append(manifest.job_id)
+                return True
+        return False
 
     def _refuse(self, raw: object, error: JobError, coordinator: NodeApi) -> None:
         job_id = job_id_of(raw)
@@ -256,8 +269,8 @@ def job_of(
     raw: object,
     reservation: Reservation,
     *,
+    root: str,
     origin: Origin | None = None,
-    root: str | None = None,
 ) -> Report:
     """Give what the daemon needs to start a job's process."""
     resources = world.config.resources
@@ -268,7 +281,7 @@ def job_of(
         "raw": raw,
         "origin": asdict(origin or world.origin),
         "reservation": asdict(reservation),
-        "root": root or str(world.config.workspace.root),
+        "root": root,
         "net_s": manifest.timeout_s + 2 * resources.grace_s + NET_S,
     }
 

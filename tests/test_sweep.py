@@ -75,7 +75,8 @@ def acked(server: CoordinatorServer, **more: Any) -> Mapping[str, Any]:
 def settling(site: Site) -> sweep._Settling:
     """Give what settles single jobs."""
     world = World(site.line, site.access["config"], site.token)
-    return sweep._Settling(world, capacity_of(capacity()), frozenset())
+    free = capacity_of(capacity())
+    return sweep._Settling(world, free, frozenset(), root=str(site.root))
 
 
 def quiet(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,9 +117,36 @@ def test_an_empty_node_has_nothing_to_settle(site: Site) -> None:
 
 def test_a_root_that_stores_nothing_is_told(site: Site) -> None:
     """So that a gate can close."""
-    site.root.parent.mkdir(exist_ok=True)
     site.root.write_text("in the way")
-    assert "File exists" in site.sweep(roots=[])["unwritable"]
+    assert "File exists" in site.sweep()["unwritable"]
+    assert [event["root"] for event in site.line.events("root.unreadable")] == [
+        str(site.root)
+    ]
+
+
+def test_a_root_that_can_not_be_read_does_not_hide_the_others(
+    site: Site, server: CoordinatorServer
+) -> None:
+    """Nor one that is not there any more; what is missing may be under the bad one."""
+    raw = acked(server)
+    site.waiting(raw)
+    server.submit({**raw, "job_id": "unseen"})
+    server.call(lambda: server.state.pull("n1", Appetite()))
+    (bad := site.home / "bad").write_text("in the way")
+    roots = [str(site.home / "gone"), str(bad), str(site.root)]
+    assert quiet(site.sweep(roots=roots)) == {"deliver": ["j"], "undelivered": 1}
+
+
+def test_the_root_in_force_is_the_first_that_is_told(
+    site: Site, server: CoordinatorServer
+) -> None:
+    """Not the one that an edit names and nobody may have."""
+    leased(server)
+    in_force = str(site.home / "in-force")
+    report = site.sweep(orphans=["j"], roots=[in_force, str(site.root)])
+    assert [job["root"] for job in report["run"]] == [in_force]
+    assert (site.home / "in-force" / ".writable").exists()
+    assert not site.root.exists()
 
 
 # Running jobs
@@ -352,6 +380,28 @@ def test_a_claim_that_can_not_be_run_from_here_is_lost(
     assert (report["run"], report["deliver"]) == ([], ["j"])
 
 
+@pytest.mark.parametrize("idempotent", [True, False])
+def test_a_node_that_takes_no_work_starts_nothing(
+    site: Site, server: CoordinatorServer, *, idempotent: bool
+) -> None:
+    """Drained, paused or full: what ran and what waits is settled nevertheless."""
+    raw = acked(server, idempotent=idempotent)
+    site.spawned(raw)
+    for job_id in ("new", "orphan", "owed"):
+        server.submit({**raw, "job_id": job_id})
+    server.call(lambda: server.state.pull("n1", Appetite(max_jobs=3)))
+    site.claim({**raw, "job_id": "new"}).close()
+    site.waiting({**raw, "job_id": "owed"})
+    report = site.sweep(orphans=["orphan"], takes_work=False)
+    assert report["run"] == []
+    assert report["orphans"] == ["orphan"]
+    lost = [] if idempotent else ["j"]
+    assert sorted(report["deliver"]) == [*lost, "owed"]
+    ready = [("new", 1, False), ("orphan", 1, True)]
+    ready += [("j", 1, False)] if idempotent else []
+    assert sorted(run_of(site.sweep(orphans=["orphan"]))) == sorted(ready)
+
+
 # What must not be touched
 
 
@@ -533,7 +583,14 @@ def test_each_coordinator_is_asked_for_its_own_jobs(
     """Once a sweep, under the name that the job was taken by."""
     site = Site(tmp_path, server.base_url, registered(server))
     with serving(listing()) as script:
-        old = Origin(api="node-v1", base_url=script.url, node_id="old-name")
+        token = tmp_path / "token-of-the-old-one"
+        token.write_text("secret")
+        old = Origin(
+            api="node-v1",
+            base_url=script.url,
+            node_id="old-name",
+            auth=f"file:{token}",
+        )
         for job_id in ("a", "b"):
             site.claim(echo_manifest(job_id), old).close()
         site.sweep()

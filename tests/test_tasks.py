@@ -9,7 +9,7 @@ import pytest
 from coordinator_server import CoordinatorServer, echo_manifest
 from daemon_fakes import gpu
 from scripted_server import says, serving
-from tick_site import Site, quiet_log, registered
+from tick_site import Site, capacity, quiet_log, registered
 
 from aitbc_aps_miner import tasks
 from aitbc_aps_miner.models import JobState
@@ -373,6 +373,39 @@ def test_a_job_given_twice_in_one_answer_is_taken_once(tmp_path: Path) -> None:
         report = Site(tmp_path, script.url, "t").pull()
     assert len(report["accepted"]) == 1
     assert (report["duplicates"], report["refused"]) == ([], [])
+
+
+def test_a_job_of_an_earlier_root_is_not_taken_again(
+    site: Site, server: CoordinatorServer
+) -> None:
+    """What was begun before a move of the root is answered as if nothing had moved."""
+    earlier = Site(
+        site.home,
+        server.base_url,
+        site.token,
+        workspace={"root": str(site.home / "earlier")},
+    )
+    raws = {name: echo_manifest(f"moved-{name}") for name in ("acked", "done")}
+    for raw in raws.values():
+        server.submit(raw)
+    earlier.claim(raws["acked"]).close()
+    earlier.delivered(raws["done"])
+    report = site.pull(earlier=str(earlier.root))
+    assert (report["accepted"], report["duplicates"]) == ([], ["moved-done"])
+
+
+def test_a_new_job_goes_under_the_root_in_force(tmp_path: Path) -> None:
+    """Not under one that an edit names and nobody may have."""
+    with serving(says(200, {"jobs": [echo_manifest("a")]})) as script:
+        site = Site(tmp_path, script.url, "t")
+        report = tasks.pull(
+            site.line,
+            **site.access,
+            roots=["/in/force"],
+            capacity=capacity(),
+            held=[],
+        )
+    assert [job["root"] for job in report["accepted"]] == ["/in/force"]
 
 
 def test_a_job_that_is_here_is_not_taken_again(

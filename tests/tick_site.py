@@ -92,10 +92,14 @@ class Site:
             "extensions": None,
         }
 
-    def pull(self, *held: str, slots: int = 8) -> tasks.Report:
-        """Pull with so many CPU slots."""
+    def pull(self, *held: str, slots: int = 8, earlier: str = "") -> tasks.Report:
+        """Pull with so many CPU slots; `earlier` was the root before today's."""
         return tasks.pull(
-            self.line, **self.access, capacity=capacity(slots), held=list(held)
+            self.line,
+            **self.access,
+            roots=[str(self.root), *([earlier] if earlier else [])],
+            capacity=capacity(slots),
+            held=list(held),
         )
 
     def deliver(self, job_id: str, *, resend: bool = False) -> tasks.Report:
@@ -115,6 +119,7 @@ class Site:
             "held": [],
             "adopted": [],
             "orphans": [],
+            "takes_work": True,
             **more,
         }
         return sweep.sweep(self.line, **self.access, capacity=capacity(slots), **told)

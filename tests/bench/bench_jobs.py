@@ -77,6 +77,7 @@ class _Echoes:
             parse(raw, max_timeout_s=_JOB_TIMEOUT_S),
             raw,
             Reservation(kind="cpu"),
+            root=str(self._world.config.workspace.root),
         )
         began = time.clock_gettime(time.CLOCK_BOOTTIME)
         told = self._node.call(
