@@ -3,14 +3,18 @@
 Frames from here (util.frames): `message` {name, payload}, `ask` {id, name, payload},
 `detached`, and the last one, `result` {value} or `raised` {type, message, traceback}.
 Frames to here: `task` {func, kwargs}, then `reply` {id, payload} or `refused` {id,
-message}. The daemon may be gone at any moment: saying something never raises for it.
+message}. The daemon may be gone at any moment, or be stopped and read nothing: saying
+something never raises and never waits for it. Only a question and the last frame may
+wait, for a time.
 """
 
 import contextlib
 import itertools
 import os
+import select
 import socket
 import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -20,6 +24,10 @@ from aitbc_aps_miner.errors import MinerError
 from aitbc_aps_miner.util import frames, proc
 
 _READ_BYTES = 16 * 1024
+_TORN_WAIT_S = 0.05
+"""News larger than the socket's buffer: a daemon that reads takes the rest at once."""
+_LAST_WAIT_S = 30.0
+"""As long as a question waits by default; then the last frame is given up."""
 
 
 class ChannelClosedError(MinerError):
@@ -37,6 +45,8 @@ class Channel:
         self._sock = sock
         self._closed = False
         self._send_lock = threading.Lock()
+        self._unsent = memoryview(b"")
+        """The rest of a frame that is partly out: it goes before any other."""
         self._decoder = frames.Decoder()
         self._early: list[dict[str, Any]] = []
         self._ids = itertools.count(1)
@@ -56,7 +66,7 @@ class Channel:
         return self._sock.fileno()
 
     def send(self, kind: str, payload: Any = None) -> None:
-        """Tell the daemon; quietly nothing when it is gone.
+        """Tell the daemon; quietly nothing when it is gone or doesn't read.
 
         Raises FrameError when `payload` isn't JSON-able.
         """
@@ -68,16 +78,18 @@ class Channel:
         Raises ChannelClosedError when it is gone, TimeoutError when it doesn't answer
         in time, AskRefusedError when it can't.
         """
+        deadline = time.monotonic() + timeout_s
         number = next(self._ids)
         answer: Future[Any] = Future()
         with self._send_lock:
             self._asked[number] = answer
             self._start_reader()
-        self._send({"kind": "ask", "id": number, "name": kind, "payload": payload})
-        if self._closed:
-            self._fail_asked()
+        ask = {"kind": "ask", "id": number, "name": kind, "payload": payload}
         try:
-            return answer.result(timeout_s)
+            self._send(ask, timeout_s)
+            if self._closed:
+                self._fail_asked()
+            return answer.result(max(0.0, deadline - time.monotonic()))
         except FutureTimeoutError as exc:
             raise TimeoutError(f"no answer to {kind} in {timeout_s} s") from exc
         finally:
@@ -89,7 +101,7 @@ class Channel:
         # A group leader, which only a detached process is, may not call it again.
         with contextlib.suppress(PermissionError):
             os.setsid()
-        self._send({"kind": "detached"})
+        self._send({"kind": "detached"}, _LAST_WAIT_S)
 
     def receive_task(self) -> dict[str, Any] | None:
         """Wait for the first frame; None when the daemon went away instead.
@@ -104,19 +116,49 @@ class Channel:
         return self._early.pop(0)
 
     def finish(self, frame: Mapping[str, Any]) -> None:
-        """Send the last frame. Raises FrameError when it isn't JSON-able."""
-        self._send(frame)
+        """Send the last frame; wait for a daemon that doesn't read, but not for ever.
 
-    def _send(self, frame: Mapping[str, Any]) -> None:
-        data = frames.encode(frame)
-        with self._send_lock:
-            if self._closed:
+        Raises FrameError when it isn't JSON-able.
+        """
+        self._send(frame, _LAST_WAIT_S)
+
+    def _send(self, frame: Mapping[str, Any], wait_s: float = 0) -> None:
+        """Write the whole frame or, when there is no room for `wait_s`, nothing."""
+        data = memoryview(frames.encode(frame))
+        until = time.monotonic() + wait_s
+        is_taken = False
+        while True:
+            # Never held while waiting: news must not queue up behind a question.
+            with self._send_lock:
+                self._flush()
+                if not (is_taken or self._unsent or self._closed):
+                    self._unsent, is_taken = data, True
+                    self._flush()
+                if self._closed or (is_taken and not self._unsent):
+                    return
+                if is_taken and not wait_s:
+                    wait_s = _TORN_WAIT_S
+                    until = time.monotonic() + wait_s
+            left_s = until - time.monotonic()
+            if left_s <= 0:
                 return
-            try:
-                self._sock.sendall(data)
-            except OSError:
-                # Half a frame may be out: nothing may follow it.
-                self._closed = True
+            self._await_room(left_s)
+
+    def _flush(self) -> None:
+        """Write what there is room for; the caller holds the lock."""
+        try:
+            while self._unsent:
+                sent = self._sock.send(self._unsent, socket.MSG_DONTWAIT)
+                self._unsent = self._unsent[sent:]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._closed = True
+
+    def _await_room(self, timeout_s: float) -> None:
+        poll = select.poll()
+        poll.register(self._sock, select.POLLOUT)
+        poll.poll(timeout_s * 1000)
 
     def _start_reader(self) -> None:
         """Start reading replies; most ticks never ask and never pay for a thread."""

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,9 @@ import pytest
 
 from aitbc_aps_miner.channel import AskRefusedError, Channel, ChannelClosedError
 from aitbc_aps_miner.util import frames
+
+LARGE = "x" * 300_000
+"""More than fits into a socket's buffer."""
 
 
 class Daemon:
@@ -60,14 +64,75 @@ def test_what_is_sent_arrives(ends: tuple[Channel, Daemon]) -> None:
     }
 
 
-def test_sends_of_many_threads_never_mix(ends: tuple[Channel, Daemon]) -> None:
-    """Frames larger than the socket's buffer stay whole beside others."""
+def test_large_frames_of_many_threads_never_mix(ends: tuple[Channel, Daemon]) -> None:
+    """Those larger than the socket's buffer stay whole beside others."""
     channel, daemon = ends
     threads = [
-        in_thread(lambda n=n: channel.send("big", [n, "x" * 300_000])) for n in range(4)
+        in_thread(lambda n=n: channel.finish({"kind": "result", "value": [n, LARGE]}))
+        for n in range(4)
     ]
-    received = sorted(daemon.read()["payload"][0] for _ in threads)
-    assert received == [0, 1, 2, 3]
+    received = sorted(daemon.read()["value"] for _ in threads)
+    assert received == [[n, LARGE] for n in range(4)]
+
+
+def test_large_news_reach_a_daemon_that_reads(ends: tuple[Channel, Daemon]) -> None:
+    """They wait a moment for the room that they need."""
+    channel, daemon = ends
+    thread = in_thread(lambda: channel.send("log", LARGE))
+    assert daemon.read()["payload"] == LARGE
+    thread.join(10)
+
+
+def test_news_never_wait_for_a_daemon_that_does_not_read(
+    ends: tuple[Channel, Daemon],
+) -> None:
+    """As while it is stopped: what finds no room is dropped, whole and in order."""
+    channel, daemon = ends
+    channel.send("large", LARGE)  # torn: the rest of it goes before anything else
+    began = time.monotonic()
+    for number in range(10_000):
+        channel.send("log", [number, "x" * 100])
+    assert time.monotonic() - began < 2.0
+    with pytest.raises(TimeoutError):
+        channel.ask("token", timeout_s=0.01)
+
+    thread = in_thread(lambda: channel.finish({"kind": "result", "value": 7}))
+    received = [daemon.read()]
+    while received[-1]["kind"] != "result":
+        received.append(daemon.read())
+    thread.join(10)
+    assert [frame["name"] for frame in received[:-1]] == ["large"]
+    channel.send("log", "again")
+    assert daemon.read()["payload"] == "again"
+
+
+def test_small_news_fill_the_buffer_and_stay_in_order(
+    ends: tuple[Channel, Daemon],
+) -> None:
+    """What was there first is what arrives."""
+    channel, daemon = ends
+    for number in range(10_000):
+        channel.send("log", number)
+    in_thread(lambda: channel.finish({"kind": "result", "value": None}))
+    received = [daemon.read()]
+    while received[-1]["kind"] != "result":
+        received.append(daemon.read())
+    payloads = [frame["payload"] for frame in received[:-1]]
+    assert 100 < len(payloads) < 10_000
+    assert payloads == list(range(len(payloads)))
+
+
+def test_a_last_frame_waits_no_longer_than_its_time(
+    ends: tuple[Channel, Daemon], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job process ends, whether its daemon ever wakes up or not."""
+    channel, _ = ends
+    monkeypatch.setattr("aitbc_aps_miner.channel._LAST_WAIT_S", 0.05)
+    for number in range(10_000):
+        channel.send("log", number)
+    began = time.monotonic()
+    channel.finish({"kind": "result", "value": LARGE})
+    assert 0.05 <= time.monotonic() - began < 5
 
 
 def test_replies_find_their_askers_in_any_order(ends: tuple[Channel, Daemon]) -> None:
