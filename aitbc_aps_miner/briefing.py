@@ -11,6 +11,7 @@ from typing import Any
 from aitbc_aps_miner.callbacks import Callbacks
 from aitbc_aps_miner.callbacks.parts import Parts
 from aitbc_aps_miner.executor import Isolated
+from aitbc_aps_miner.tokens import place_of
 
 
 class Briefing:
@@ -39,11 +40,15 @@ class Briefing:
         self._callbacks.started(job_id)
         snapshot = self._parts.source.check()
         more = self._more.get(name)
-        return {"config": snapshot.json, **(more() if more else {})}
+        told: dict[str, Any] = {"config": snapshot.json, **(more() if more else {})}
+        if "token" in told:
+            # Of this very snapshot's coordinator: an edit may be a moment old.
+            place = place_of(snapshot.config)
+            told["token"] = self._parts.tokens.token_for(place)
+        return told
 
     def _access(self) -> Mapping[str, Any]:
-        tokens = self._parts.tokens
-        return {"token": tokens.token, "extensions": tokens.extensions}
+        return {"token": None, "extensions": self._parts.tokens.extensions}
 
     def _machine(self) -> Mapping[str, Any]:
         node = self._parts.node
@@ -65,6 +70,7 @@ class Briefing:
         return {
             **self._access(),
             **self._callbacks.pulls.opening(),
+            "roots": self._roots(),
             "held": [job.job_id for job in self._parts.node.jobs()],
         }
 
@@ -77,6 +83,7 @@ class Briefing:
             "adopted": [job.job_id for job in node.jobs() if job.adopted],
             "orphans": list(self._callbacks.jobs.orphans),
             "capacity": asdict(node.capacity()),
+            "takes_work": not node.gates(),
         }
 
     def _deliver(self) -> Mapping[str, Any]:

@@ -39,7 +39,7 @@ from aitbc_aps_miner.scheduler import Scheduler
 from aitbc_aps_miner.status.metrics import Metrics
 from aitbc_aps_miner.status.server import StatusServer
 from aitbc_aps_miner.status.view import HealthView
-from aitbc_aps_miner.tokens import TokenBroker
+from aitbc_aps_miner.tokens import TokenBroker, place_of
 from aitbc_aps_miner.util import log, proc
 from aitbc_aps_miner.util.clock import SystemClock
 from aitbc_aps_miner.world import tls_environ
@@ -94,7 +94,11 @@ class Daemon:
             scheduler=Scheduler(executor, rng),
             executor=executor,
             source=source,
-            tokens=TokenBroker(self._register, self._clock),
+            tokens=TokenBroker(
+                self._register,
+                self._clock,
+                place=lambda: place_of(source.current.config),
+            ),
             metrics=self._metrics,
             clock=self._clock,
             rng=rng,

@@ -104,6 +104,8 @@ class Origin:
     api: str
     base_url: str
     node_id: str
+    auth: str | None = field(default=None, compare=False)
+    """Where its bootstrap token is (`env:NAME`, `file:/path`); never the token."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ from aitbc_aps_miner.probe.gpu import probe_gpus
 from aitbc_aps_miner.probe.host import HostFacts, probe_host
 from aitbc_aps_miner.runners import build, enabled_kinds, problems
 from aitbc_aps_miner.slots import Capacity
+from aitbc_aps_miner.tokens import place_of
 from aitbc_aps_miner.util import log
 from aitbc_aps_miner.workspace import Workspaces
 from aitbc_aps_miner.workspace.jobdir import moment_of
@@ -82,7 +83,7 @@ def register(
     return {
         **asdict(registration),
         "extensions": None if extensions is None else sorted(extensions),
-        "coordinator": world.config.coordinator.base_url,
+        "place": place_of(world.config),
     }
 
 

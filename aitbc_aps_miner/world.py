@@ -15,7 +15,7 @@ from aitbc_aps_miner import __version__
 from aitbc_aps_miner.channel import Channel
 from aitbc_aps_miner.config.model import Config
 from aitbc_aps_miner.config.model import Coordinator as CoordinatorSection
-from aitbc_aps_miner.config.secrets import resolve
+from aitbc_aps_miner.config.secrets import is_reference, resolve
 from aitbc_aps_miner.coordinator import NodeApi, Registration, open_coordinator
 from aitbc_aps_miner.coordinator.tls import build_ssl_context
 from aitbc_aps_miner.errors import ConfigError, UnauthorizedError
@@ -78,6 +78,17 @@ def ssl_context_of(section: CoordinatorSection) -> ssl.SSLContext:
     return build_ssl_context(section)
 
 
+def origin_of(config: Config) -> Origin:
+    """Give the coordinator of a configuration as the origin of its jobs."""
+    section = config.coordinator
+    return Origin(
+        api=section.api,
+        base_url=section.base_url,
+        node_id=config.node_id,
+        auth=section.auth_token if is_reference(section.auth_token) else None,
+    )
+
+
 class World:
     """What one child works with."""
 
@@ -98,10 +109,7 @@ class World:
     @property
     def origin(self) -> Origin:
         """Where new jobs come from now."""
-        section = self.config.coordinator
-        return Origin(
-            api=section.api, base_url=section.base_url, node_id=self.config.node_id
-        )
+        return origin_of(self.config)
 
     @contextmanager
     def coordinator(self, origin: Origin | None = None) -> Iterator[NodeApi]:
@@ -113,7 +121,7 @@ class World:
             self.channel,
             self._token if is_todays else None,
             lambda: self._register_alone(place),
-            alone=not is_todays,
+            place=f"{place.api} {place.base_url} {place.node_id}",
         )
         opened = open_coordinator(
             self.config,
@@ -135,7 +143,7 @@ class World:
         """Register this node. Raises CoordinatorError."""
         config = self.config
         try:
-            bootstrap = resolve(config.coordinator.auth_token)
+            bootstrap = resolve(self._bootstrap(origin or self.origin))
         except ConfigError as error:
             raise UnauthorizedError(str(error)) from error
         descriptor = capabilities(
@@ -153,6 +161,17 @@ class World:
         )
         with closing(opened):
             return opened.register(descriptor, bootstrap)
+
+    def _bootstrap(self, origin: Origin) -> str:
+        """Give where the bootstrap token for `origin` is; never another origin's."""
+        if origin == self.origin:
+            return self.config.coordinator.auth_token
+        if origin.auth is None:
+            raise UnauthorizedError(
+                f"the bootstrap token of {origin.base_url} was a literal, which is "
+                "never written down; deliver while that is the configured coordinator"
+            )
+        return origin.auth
 
     def _register_alone(self, origin: Origin) -> str:
         """Register without a daemon; one process of this root at a time."""

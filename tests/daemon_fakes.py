@@ -13,7 +13,7 @@ from aitbc_aps_miner.models import Gpu
 from aitbc_aps_miner.node import Node
 from aitbc_aps_miner.scheduler import Scheduler
 from aitbc_aps_miner.status.metrics import Metrics
-from aitbc_aps_miner.tokens import TokenBroker
+from aitbc_aps_miner.tokens import TokenBroker, place_of
 
 URL = "http://127.0.0.1:9/api/v1"
 
@@ -151,7 +151,11 @@ class Bench:
         self.source = FakeSource(config or config_of(**settings))
         self.registrations = 0
         self.node = Node(clock=self.clock, cpu_slots=2, gpu_slots=1)
-        self.tokens = TokenBroker(self._register, self.clock)
+        self.tokens = TokenBroker(
+            self._register,
+            self.clock,
+            place=lambda: place_of(self.source.current.config),
+        )
         self.parts = Parts(
             node=self.node,
             scheduler=cast("Scheduler", self.scheduler),

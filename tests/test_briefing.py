@@ -10,6 +10,7 @@ from aitbc_aps_miner.callbacks import Callbacks
 from aitbc_aps_miner.executor import Isolated
 from aitbc_aps_miner.models import Reservation
 from aitbc_aps_miner.node import Running
+from aitbc_aps_miner.tokens import place_of
 
 CALL = Isolated(ref="x:y")
 
@@ -21,7 +22,7 @@ class Told(Bench):
         super().__init__()
         self.callbacks = Callbacks(self.parts)
         self.briefing = Briefing(self.parts, self.callbacks, lambda: ["/jobs", "/old"])
-        self.tokens.registered("t1")
+        self.tokens.registered("t1", place_of(self.source.current.config))
         self.tokens.extensions = ["uploads"]
         self.node.host = {"cores": 4}
         self.node.gpus = (gpu(),)
@@ -55,8 +56,19 @@ ACCESS = {"token": "t1", "extensions": ["uploads"]}
         ("register", {"host", "gpus"}),
         ("job:own:1", {*ACCESS}),
         ("deliver:own", {*ACCESS, "roots"}),
-        ("pull", {*ACCESS, "capacity", "held"}),
-        ("sweep", {*ACCESS, "roots", "held", "adopted", "orphans", "capacity"}),
+        ("pull", {*ACCESS, "capacity", "held", "roots"}),
+        (
+            "sweep",
+            {
+                *ACCESS,
+                "adopted",
+                "capacity",
+                "held",
+                "orphans",
+                "roots",
+                "takes_work",
+            },
+        ),
     ],
 )
 def test_each_task_is_told_what_it_needs(job_id: str, keys: set[str]) -> None:

@@ -5,13 +5,14 @@ from typing import Any, cast
 
 import pytest
 from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_EXECUTED, JobExecutionEvent
-from daemon_fakes import URL, Bench, config_of, gpu, job_report
+from daemon_fakes import Bench, config_of, gpu, job_report
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aitbc_aps_miner.callbacks import HEARTBEAT_GAP_S, Callbacks
 from aitbc_aps_miner.executor import TaskEnd, TaskFailedError, TaskOutcome
 from aitbc_aps_miner.node import TickEnd
+from aitbc_aps_miner.tokens import place_of
 
 ROOT = "/var/lib/aitbc/miner/jobs"
 
@@ -51,7 +52,8 @@ class Desk(Bench):
 
     def registers(self, token: str = "t1", **more: Any) -> None:
         """Let a registration succeed."""
-        self.ends("register", token=token, coordinator=URL, **more)
+        place = place_of(self.source.current.config)
+        self.ends("register", token=token, place=place, **more)
 
     def gates(self) -> dict[str, str]:
         """Give the closed gates and their reasons."""
@@ -228,7 +230,7 @@ def test_a_registration_is_one_tick_with_time_for_its_call() -> None:
 def test_a_registration_serves_everyone_who_waits() -> None:
     """The coordinator's pause slows heartbeats, its extensions are handed on."""
     desk = Desk()
-    future = cast("Any", desk.tokens.answer(None))
+    future = cast("Any", desk.tokens.answer(None, place_of(desk.parts.config)))
     desk.registers("t1", heartbeat_interval_s=40, extensions=["uploads"])
     assert future.result(0) == {"token": "t1"}
     assert desk.node.registered
@@ -241,8 +243,8 @@ def test_a_registration_serves_everyone_who_waits() -> None:
 def test_a_token_of_a_former_coordinator_is_not_shown_to_another() -> None:
     """A registration that an edit overtook is repeated where it belongs."""
     desk = Desk()
-    future = cast("Any", desk.tokens.answer(None))
-    desk.ends("register", token="old", coordinator="http://elsewhere/api/v1")
+    future = cast("Any", desk.tokens.answer(None, place_of(desk.parts.config)))
+    desk.ends("register", token="old", place="node-v1 http://elsewhere n1")
     assert not future.done()
     assert desk.tokens.token is None
     assert "register" in desk.scheduler.jobs
@@ -253,7 +255,7 @@ def test_a_token_of_a_former_coordinator_is_not_shown_to_another() -> None:
 def test_a_refused_bootstrap_token_closes_a_gate() -> None:
     """It is the owner's to mend; a token that is taken opens it."""
     desk = Desk()
-    future = cast("Any", desk.tokens.answer(None))
+    future = cast("Any", desk.tokens.answer(None, place_of(desk.parts.config)))
     desk.ends("register", error="401", unauthorized=True)
     assert future.result(0) == {"error": "401", "unauthorized": True}
     assert desk.gates() == {"unauthorized": "the coordinator refused the token: 401"}
@@ -266,7 +268,7 @@ def test_a_refused_bootstrap_token_closes_a_gate() -> None:
 def test_a_registration_that_died_says_how() -> None:
     """And closes nothing: the next heartbeat tries again."""
     desk = Desk()
-    future = cast("Any", desk.tokens.answer(None))
+    future = cast("Any", desk.tokens.answer(None, place_of(desk.parts.config)))
     desk.dies("register")
     assert future.result(0) == {"error": "died: killed", "unauthorized": False}
     assert desk.node.coordinator_error == "died: killed"
@@ -376,7 +378,7 @@ def test_a_machine_that_changed_registers_anew(token: str | None) -> None:
     desk = Desk()
     desk.ends("probe", probed())
     if token is not None:
-        desk.tokens.registered(token)
+        desk.tokens.registered(token, place_of(desk.parts.config))
     desk.scheduler.take()
     desk.ends("probe", probed(gpus=[], source="none"))
     assert desk.node.gpus == ()
@@ -411,9 +413,10 @@ def test_the_owner_pauses_and_resumes() -> None:
 def test_children_are_heard() -> None:
     """Questions for a token, news of jobs, that a pull is on its way; nothing else."""
     desk = Desk()
-    desk.tokens.registered("t1")
+    desk.tokens.registered("t1", place_of(desk.parts.config))
     hear = desk.callbacks.on_message
-    assert hear("heartbeat", "token", {"stale": None}) == {"token": "t1"}
+    question = {"stale": None, "place": place_of(desk.parts.config)}
+    assert hear("heartbeat", "token", question) == {"token": "t1"}
     desk.callbacks.jobs.start(job_report("a"))
     hear("job:a:1", "job", {"job_id": "a", "state": "RUNNING", "pct": 3})
     hear("pull", "job", {"job_id": "a", "state": "FAILED"})

@@ -15,6 +15,7 @@ from aitbc_aps_miner.callbacks import Callbacks
 from aitbc_aps_miner.config.model import Config
 from aitbc_aps_miner.errors import Problem
 from aitbc_aps_miner.reload import Reload
+from aitbc_aps_miner.tokens import place_of
 from aitbc_aps_miner.world import TLS_ENV
 
 OTHER = "http://127.0.0.1:8/api/v1"
@@ -91,7 +92,7 @@ def test_without_an_edit_nothing_happens() -> None:
 def test_another_coordinator_or_name_starts_anew(change: dict[str, Any]) -> None:
     """The token is forgotten, the open poll ended, the heartbeat registers."""
     node = Edited()
-    node.tokens.registered("t1")
+    node.tokens.registered("t1", place_of(node.source.current.config))
     node.node.registered, node.node.heartbeats_offered = True, False
     node.node.heartbeat_floor_s = 90
     node.callbacks.pulls.opening()
@@ -110,7 +111,7 @@ def test_another_coordinator_or_name_starts_anew(change: dict[str, Any]) -> None
 def test_what_the_coordinator_was_told_is_told_again(change: dict[str, Any]) -> None:
     """And an open poll that asks for other jobs is ended."""
     node = Edited()
-    node.tokens.registered("t1")
+    node.tokens.registered("t1", place_of(node.source.current.config))
     node.callbacks.pulls.opening()
     node.edit(**change)
     assert "register" in node.scheduler.jobs

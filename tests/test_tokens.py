@@ -131,11 +131,12 @@ def register() -> str:
 def test_a_child_asks_the_daemon_and_keeps_the_answer() -> None:
     """With the token that was refused."""
     line = Line({"token": "t2"})
-    tokens = ChannelTokens(line, "t1", register)
+    tokens = ChannelTokens(line, "t1", register, place="here")
     assert tokens.current() == "t1"
     assert tokens.renew("t1") == "t2"
     assert tokens.current() == "t2"
-    assert line.asked == [("token", {"stale": "t1"}, ASK_TIMEOUT_S)]
+    question = {"stale": "t1", "place": "here"}
+    assert line.asked == [("token", question, ASK_TIMEOUT_S)]
 
 
 def test_a_child_without_a_daemon_registers_by_itself() -> None:
@@ -145,11 +146,22 @@ def test_a_child_without_a_daemon_registers_by_itself() -> None:
     assert tokens.current() == "own"
 
 
-def test_a_child_at_another_coordinator_does_not_ask_the_daemon() -> None:
-    """The daemon has no token of that one."""
-    line = Line()
-    tokens = ChannelTokens(line, None, register, alone=True)
-    assert (tokens.renew(None), tokens.current(), line.asked) == ("own", "own", [])
+def test_a_child_at_another_coordinator_registers_there_by_itself() -> None:
+    """The daemon has no token of that one, and shows nobody another's."""
+    tokens = ChannelTokens(Line({"alone": True}), None, register, place="elsewhere")
+    assert (tokens.renew(None), tokens.current()) == ("own", "own")
+
+
+def test_a_token_is_shown_to_its_own_place_only() -> None:
+    """An edit of base_url or node_id hands no token to another coordinator."""
+    place = "x"
+    broker = TokenBroker(lambda: None, FakeClock(), place=lambda: place)
+    broker.registered("tx", "x")
+    assert (broker.token, broker.token_for("y")) == ("tx", None)
+    assert broker.answer("stale", "y") == {"alone": True}
+    place = "y"
+    assert broker.token is None
+    assert broker.answer(None, "x") == {"alone": True}
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,13 @@ def test_the_token_of_todays_coordinator_is_not_offered_to_another(
     """A job of a former name registers under that name, by itself."""
     site = Site(tmp_path, server.base_url, registered(server))
     world = World(site.line, site.access["config"], "not-for-others")
-    former = Origin(api="node-v1", base_url=server.base_url, node_id="former")
+    (tmp_path / "token").write_text("demo-token")
+    former = Origin(
+        api="node-v1",
+        base_url=server.base_url,
+        node_id="former",
+        auth=f"file:{tmp_path / 'token'}",
+    )
     with world.coordinator(former) as coordinator:
         assert coordinator.active_jobs("former") == ()
     assert "former" in server.state.nodes
@@ -72,14 +78,27 @@ def test_the_token_of_todays_coordinator_is_not_offered_to_another(
     assert "Bearer not-for-others" not in bearers
 
 
+def test_todays_bootstrap_token_is_never_offered_elsewhere(
+    tmp_path: Path, server: CoordinatorServer
+) -> None:
+    """A former coordinator whose token was a literal gets no other one's."""
+    site = Site(tmp_path, server.base_url, None)
+    world = World(site.line, site.access["config"], None)
+    former = Origin(api="node-v1", base_url=server.base_url, node_id="former")
+    with (
+        world.coordinator(former) as coordinator,
+        pytest.raises(UnauthorizedError, match="was a literal"),
+    ):
+        coordinator.active_jobs("former")
+    assert server.requests == []
+
+
 def test_processes_without_a_daemon_register_one_after_the_other(
     tmp_path: Path, server: CoordinatorServer
 ) -> None:
     """Under a lock in the root, which is made when it is not there."""
     site = Site(tmp_path, server.base_url, None)
-    threads = [
-        threading.Thread(target=site.sweep, kwargs={"roots": []}) for _ in range(3)
-    ]
+    threads = [threading.Thread(target=site.sweep) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -24,6 +24,7 @@ from aitbc_aps_miner.executor import Isolated, TaskFailedError
 from aitbc_aps_miner.models import Gpu
 from aitbc_aps_miner.node import Node, TickEnd
 from aitbc_aps_miner.scheduler import TASKS, TICKS
+from aitbc_aps_miner.tokens import place_of
 from aitbc_aps_miner.trigger import Backoff
 from aitbc_aps_miner.util import log
 
@@ -45,6 +46,7 @@ class Callbacks:
         self.pulls = Pulls(parts, self.jobs.start, self.jobs.resend)
         self._heartbeat_at = float("-inf")
         self._heartbeat_asked = False
+        self._register_again = False
         self._unknown_heartbeats = 0
         self._began: dict[str, float] = {}
         self._reactions = {
@@ -93,7 +95,9 @@ class Callbacks:
     def on_message(self, job_id: str, kind: str, payload: Any) -> Any:
         """Hear a running child; the return value answers a question."""
         if kind == "token":
-            return self._parts.tokens.answer(payload.get("stale"))
+            return self._parts.tokens.answer(
+                payload.get("stale"), str(payload.get("place", ""))
+            )
         if kind == "log":
             log.emit(payload)
         elif kind == "job" and job_id.startswith("job:"):
@@ -140,6 +144,9 @@ class Callbacks:
 
     def start_registration(self) -> None:
         """Register; everyone who waits for a token hears of it."""
+        if "register" in self._parts.executor.running():
+            self._register_again = True  # what it tells may be a moment old
+            return
         timeout_s = self._parts.config.coordinator.timeout_s
         call = Isolated(ref=f"{TASKS}:register", deadline_s=timeout_s * 2 + 5)
         self._parts.scheduler.once("register", call)
@@ -157,13 +164,21 @@ class Callbacks:
                     f"the coordinator refused the token: {message}",
                     "put a valid token into coordinator.auth_token",
                 )
-            self._parts.tokens.failed(message, unauthorized=unauthorized)
+            self._register_again = False  # whoever needs it asks again
+            self._parts.tokens.failed(
+                message,
+                unauthorized=unauthorized,
+                retry_after_s=told.get("retry_after_s"),
+            )
             return
         config = self._parts.config
-        if report.get("coordinator") != config.coordinator.base_url:
-            # Asked before an edit named another coordinator: it must not get this one.
+        place = str(report.get("place"))
+        if place != place_of(config) or self._register_again:
+            # Begun before an edit: this token, or what was told, is not today's.
+            self._register_again = False
             self.start_registration()
-            return
+            if place != place_of(config):
+                return
         node.registered = bool(report.get("registered", True))
         node.coordinator_error = None
         node.heartbeat_floor_s = float(report.get("heartbeat_interval_s") or 0)
@@ -172,7 +187,7 @@ class Callbacks:
         self._parts.scheduler.retime(config, config, node.heartbeat_floor_s)
         _log.info("node.registered", registered=node.registered)
         log.add_secrets([str(report["token"])])
-        self._parts.tokens.registered(str(report["token"]))
+        self._parts.tokens.registered(str(report["token"]), place)
         if node.registered and not node.heartbeats_offered:
             node.heartbeats_offered = True
             self._parts.scheduler.run_in("heartbeat", 0)

@@ -213,7 +213,8 @@ def outcome_from_json(data: Any) -> Outcome:
 
 def origin_from_json(data: Any) -> Origin:
     """Read an origin."""
-    return Origin(**{key: _typed(data[key], str) for key in _ORIGIN})
+    fields = {key: _typed(data[key], str) for key in _ORIGIN}
+    return Origin(**fields, auth=_optional(data.get("auth"), str))
 
 
 def reservation_from_json(data: Any) -> Reservation:
@@ -226,7 +227,7 @@ def reservation_from_json(data: Any) -> Reservation:
     )
 
 
-_ORIGIN = tuple(Origin.__dataclass_fields__)
+_ORIGIN = ("api", "base_url", "node_id")
 
 
 def _line_to_json(line: Entered) -> dict[str, Any]:
