@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from runner_fakes import GRACE_S, FakeWatch, essence, program
 
+from aitbc_aps_miner.channel import Channel
 from aitbc_aps_miner.errors import ErrorCode, JobError
 from aitbc_aps_miner.models import ExitCause, Progress
 from aitbc_aps_miner.runners import launcher as launchers
@@ -326,6 +328,29 @@ def test_progress_is_reported_with_the_tail(plain: Containment, tmp_path: Path) 
     )
     plain.run(payload, FakeWatch(), heard.append)
     assert heard == [Progress(pct=40, bytes_out=5, tail="40 %\n")]
+
+
+def test_a_daemon_that_does_not_read_delays_no_deadline(
+    plain: Containment, tmp_path: Path
+) -> None:
+    """The buffer to it is full, and the payload has news each second."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        channel = Channel(theirs)
+        for _ in range(10_000):
+            channel.send("job", {"pct": 0})
+        script = "for i in 1 2 3; do echo $i %; sleep 1; done; sleep 60"
+        payload = Payload(
+            argv=("/bin/sh", "-c", script), env={}, cwd=tmp_path, logs=tmp_path
+        )
+        began = time.monotonic()
+        facts = plain.run(
+            payload,
+            FakeWatch(timeout_s=0.5),
+            lambda news: channel.send("job", {"pct": news.pct}),
+        )
+    assert facts.cause is ExitCause.DEADLINE
+    assert time.monotonic() - began < 0.5 + GRACE_S + SLACK_S
 
 
 def test_memory_over_the_limit_ends_it_with_evidence(
