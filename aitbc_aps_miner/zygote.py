@@ -167,6 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # SIGTERM and not SIGKILL, so that trees of running ticks can still be ended.
     if not proc.die_with_parent(args.daemon, signal.SIGTERM):
         return 0
+    proc.set_name("aps-zygote")
     proc.hide_memory()
     proc.adopt_orphans()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

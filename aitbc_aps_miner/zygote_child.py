@@ -28,6 +28,8 @@ _EXIT_DELAY_S = 0.001
 the daemon was just woken for our last frame: let it read that first."""
 
 _MAX_TEXT = 64 * 1024
+_SAY_NOTHING = ("run", "call")
+"""Names of functions that don't tell what they do; their modules' names do."""
 
 
 def live(
@@ -46,6 +48,7 @@ def live(
         channel = Channel(sock)
         task = channel.receive_task()
         if task is not None:
+            proc.set_name(_name(str(task.get("func"))))
             _report(channel, run(channel, task))
             time.sleep(_EXIT_DELAY_S)
     except BaseException:  # noqa: BLE001  the last border: only exit codes leave here
@@ -89,6 +92,13 @@ def raised(exc: BaseException) -> dict[str, Any]:
     }
 
 
+def _name(ref: str) -> str:
+    """Say in a word what a process does: `aps-heartbeat`, or `aps-job` for job:run."""
+    module, _, function = ref.partition(":")
+    is_said = function not in _SAY_NOTHING
+    return f"aps-{function if is_said else module.rpartition('.')[2]}"
+
+
 def _report(channel: Channel, answer: dict[str, Any]) -> None:
     try:
         channel.finish(answer)
@@ -106,6 +116,7 @@ def _get_ready(evidence_fd: int, group: Cgroup | None, zygote_pid: int) -> None:
     """Do what can be done beforehand: nothing of it is paid for by a task."""
     if not proc.die_with_parent(zygote_pid):
         os._exit(0)
+    proc.set_name("aps-spare")
     proc.adopt_orphans()
     if group is not None:
         # Before idling: migrating a process that sleeps can take 10 ms, and so does

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from aitbc_aps_miner import zygote_child
 from aitbc_aps_miner.util import frames, proc
 from aitbc_aps_miner.zygote import MAX_MESSAGE_BYTES, _hidden
 
@@ -72,6 +74,40 @@ def test_a_spare_runs_one_task_and_its_exit_is_told() -> None:
         assert receive(control)[0] == exited
         for fd in fds[1:]:
             os.close(fd)
+
+
+def test_ps_tells_what_each_process_does() -> None:
+    """A spare is one until its task comes, and then has that task's name."""
+    with zygote("--preload=ticks") as (_, control):
+        receive(control)
+        control.send(b'{"kind":"spare","name":"one"}')
+        message, fds = receive(control)
+        comm = Path(f"/proc/{message['pid']}/comm")
+        until = time.monotonic() + 20
+        while comm.read_text() != "aps-spare\n":
+            assert time.monotonic() < until, comm.read_text()
+        with socket.socket(fileno=fds[0]) as sock:
+            sock.sendall(
+                frames.encode({"kind": "task", "func": "ticks:comms", "kwargs": {}})
+            )
+            (told,) = frames.Decoder().feed(sock.recv(65536))
+        assert told["value"] == ["aps-zygote\n", "aps-comms\n"]
+        for fd in fds[1:]:
+            os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("ref", "name"),
+    [
+        ("aitbc_aps_miner.tasks:heartbeat", "aps-heartbeat"),
+        ("aitbc_aps_miner.job:run", "aps-job"),
+        ("aitbc_aps_miner.hooks:call", "aps-hooks"),
+        ("", "aps-"),
+    ],
+)
+def test_a_process_is_named_after_its_function(ref: str, name: str) -> None:
+    """Or after its module, where the function's name tells nothing."""
+    assert zygote_child._name(ref) == name
 
 
 @pytest.mark.parametrize("how", ["closed socket", "SIGTERM"])

@@ -8,6 +8,7 @@ import struct
 import sys
 import threading
 import time
+from pathlib import Path
 
 SHARED = random.Random(7)
 
@@ -22,6 +23,10 @@ def nothing(channel):
 
 def who(channel):
     return {"pid": os.getpid(), "ppid": os.getppid()}
+
+
+def comms(channel):
+    return [Path(f"/proc/{pid}/comm").read_text() for pid in (os.getppid(), "self")]
 
 
 def draws(channel):
