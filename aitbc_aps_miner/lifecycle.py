@@ -155,7 +155,9 @@ def deliver(
         return _drop(workspace, outcome, str(gone))
     except CoordinatorError as error:
         workspace.enter(JobState.RETRY_WAIT, reason=str(error))
-        return _report(outcome, JobState.RETRY_WAIT, outcome, message=str(error))
+        report = _report(outcome, JobState.RETRY_WAIT, outcome, message=str(error))
+        wish_s = getattr(error, "retry_after_s", None)
+        return replace(report, retry_after_s=wish_s)
     workspace.mark_delivered(outcome)
     return _report(outcome, workspace.state, outcome)
 

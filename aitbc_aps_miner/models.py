@@ -258,6 +258,8 @@ class JobReport:
     artifacts: int = 0
     artifact_bytes: int = 0
     sandbox: str | None = None
+    retry_after_s: float | None = None
+    """The coordinator's own wish; only with RETRY_WAIT."""
 
 
 @dataclass(frozen=True, kw_only=True)

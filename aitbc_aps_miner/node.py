@@ -95,10 +95,10 @@ class Node:
         with self._lock:
             self._jobs[job.job_id] = job
 
-    def release(self, job_id: str) -> bool:
-        """Free a job's slot; whether it was held."""
+    def release(self, job_id: str) -> Running | None:
+        """Free a job's slot; give what held it."""
         with self._lock:
-            return self._jobs.pop(job_id, None) is not None
+            return self._jobs.pop(job_id, None)
 
     def moved(self, job_id: str, **facts: Any) -> None:
         """Note what a running job says of itself."""

@@ -69,6 +69,7 @@ class Reload:
             try:
                 self._keep_time()
                 self._look()
+                self._callbacks.deliveries.pump()
             except Exception:  # noqa: BLE001  else no edit would count again
                 _log.exception("reload.failed")
 

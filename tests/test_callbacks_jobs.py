@@ -4,14 +4,11 @@ from typing import Any
 
 import pytest
 from daemon_fakes import Bench, job_report
-from hypothesis import given
-from hypothesis import strategies as st
 
 from aitbc_aps_miner import hooks
+from aitbc_aps_miner.callbacks.deliveries import Deliveries
 from aitbc_aps_miner.callbacks.jobs import (
     ADOPTED_SWEEP_S,
-    DELIVERY_MAX_S,
-    DELIVERY_MIN_S,
     JOB_REF,
     UNCLAIMED_SWEEP_S,
     Jobs,
@@ -27,7 +24,8 @@ class Yard(Bench):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.freed = 0
-        self.jobs = Jobs(self.parts, self._freed)
+        self.deliveries = Deliveries(self.parts)
+        self.jobs = Jobs(self.parts, self.deliveries, self._freed)
 
     def _freed(self) -> None:
         self.freed += 1
@@ -40,10 +38,6 @@ class Yard(Bench):
     def held(self) -> list[str]:
         """Name the jobs that hold a slot."""
         return sorted(job.job_id for job in self.node.jobs())
-
-    def pause_s(self, job_id: str) -> float:
-        """Give and forget when a job's delivery is due."""
-        return self.scheduler.jobs.pop(f"deliver:{job_id}")[1]
 
 
 @pytest.fixture
@@ -86,7 +80,7 @@ def test_an_accepted_job_holds_its_slot_and_starts() -> None:
     [
         ("DONE", None, [None], []),
         ("FAILED", "E_EXIT", ["E_EXIT"], []),
-        ("RETRY_WAIT", None, [None], ["deliver:j"]),
+        ("RETRY_WAIT", None, [None], []),
         ("IDLE", None, [], []),
     ],
 )
@@ -143,71 +137,6 @@ def test_orders_go_to_jobs_that_hold_a_slot() -> None:
         "job_id": "a",
         "orders": {"limits": {}, "cancel": True},
     }
-
-
-# Delivery
-
-
-@given(st.integers(1, 60))
-def test_a_delivery_that_failed_is_repeated_in_growing_pauses(tries: int) -> None:
-    """Full jitter below a ceiling that doubles, up to ten minutes."""
-    yard = Yard()
-    pause_s = 0.0
-    for _ in range(tries):
-        yard.jobs.delivery_ended("j", {"state": "RETRY_WAIT"})
-        pause_s = yard.pause_s("j")
-    ceiling_s = min(DELIVERY_MIN_S * 2.0**tries, DELIVERY_MAX_S)
-    assert DELIVERY_MIN_S / 2 <= pause_s <= ceiling_s
-
-
-def test_a_week_of_failed_deliveries_goes_on() -> None:
-    """More tries than a float can be doubled."""
-    yard = Yard()
-    for _ in range(1500):
-        yard.jobs.delivery_ended("j", None)
-        assert yard.pause_s("j") <= DELIVERY_MAX_S
-
-
-@pytest.mark.parametrize("state", ["DONE", "FAILED"])
-def test_a_delivered_outcome_is_done_with(state: str) -> None:
-    """The sweep counts again; the next failure begins with a short pause."""
-    yard = Yard()
-    for _ in range(9):
-        yard.jobs.delivery_ended("j", None)
-    yard.scheduler.jobs.clear()
-    yard.jobs.delivery_ended("j", {"job_id": "j", "state": state})
-    assert (yard.scheduler.take(), yard.scheduler.jobs) == ({"sweep": 0}, {})
-    yard.jobs.delivery_ended("j", None)
-    assert yard.pause_s("j") <= 2
-
-
-def test_nothing_to_deliver_is_nothing_to_do() -> None:
-    """Somebody else did it, or the job is gone."""
-    yard = Yard()
-    yard.jobs.delivery_ended("j", {"job_id": "j", "state": "IDLE"})
-    assert (yard.scheduler.take(), yard.scheduler.jobs) == ({}, {})
-
-
-def test_one_delivery_of_a_job_runs_at_a_time() -> None:
-    """A second one would lock it out."""
-    yard = Yard()
-    yard.executor.active.add("deliver:j")
-    yard.jobs.deliver("j")
-    assert yard.scheduler.jobs == {}
-
-
-def test_a_job_handed_out_again_is_answered_in_growing_pauses() -> None:
-    """At once the first time, then ever later, also when each answer was taken."""
-    yard = Yard()
-    pauses = []
-    for _ in range(11):
-        yard.jobs.resend("j")
-        yard.jobs.resend("j")  # due already
-        call, _ = yard.scheduler.jobs["deliver:j"]
-        assert call.kwargs == {"job_id": "j", "resend": True}
-        pauses.append(yard.pause_s("j"))
-        yard.jobs.delivery_ended("j", {"state": "DONE", "resent": True})
-    assert pauses == [0, 4, 8, 16, 32, 64, 128, 256, 512, 600, 600]
 
 
 # What a sweep found
@@ -294,15 +223,13 @@ def test_a_draining_daemon_starts_nothing_that_a_sweep_found() -> None:
 def test_what_waits_is_delivered() -> None:
     """Now, but not before its backoff is over."""
     yard = Yard()
-    yard.jobs.delivery_ended("late", None)
-    later = yard.scheduler.jobs["deliver:late"]
+    yard.deliveries.later("late", 50)
     yard.jobs.settle({"deliver": ["late", "now"], "resend": ["again"]})
-    assert yard.scheduler.jobs["deliver:late"] == later
     assert {name: in_s for name, (_, in_s) in _jobs(yard)} == {
-        "deliver:late": later[1],
         "deliver:again": 0,
         "deliver:now": 0,
     }
+    assert (yard.deliveries.due_in_s("late") or 0) >= 50
 
 
 # Hooks

@@ -8,7 +8,7 @@ Runs on the executor's thread; anything slow is another tick.
     sweep      opens and closes gates; its jobs are settled in jobs.py
     pull       see pulls.py: starts its jobs, pulls again
     job        see jobs.py: frees its slot, pulls again now, heartbeats the true count
-    deliver    see jobs.py: tries again later, or is done
+    deliver    see deliveries.py: tries again later, or is done
 """
 
 from collections.abc import Callable, Mapping
@@ -16,6 +16,7 @@ from typing import Any
 
 from apscheduler.events import JobExecutionEvent
 
+from aitbc_aps_miner.callbacks.deliveries import Deliveries
 from aitbc_aps_miner.callbacks.jobs import Jobs
 from aitbc_aps_miner.callbacks.parts import Parts
 from aitbc_aps_miner.callbacks.pulls import Pulls
@@ -42,8 +43,9 @@ class Callbacks:
     ) -> None:
         self._parts = parts
         self._on_slot_freed = on_slot_freed
-        self.jobs = Jobs(parts, self._slot_freed)
-        self.pulls = Pulls(parts, self.jobs.start, self.jobs.resend)
+        self.deliveries = Deliveries(parts)
+        self.jobs = Jobs(parts, self.deliveries, self._slot_freed)
+        self.pulls = Pulls(parts, self.jobs.start, self.deliveries.resend)
         self._heartbeat_at = float("-inf")
         self._heartbeat_asked = False
         self._register_again = False
@@ -56,7 +58,7 @@ class Callbacks:
             "sweep": lambda _, report: self._sweep_ended(report),
             "pull": lambda _, report: self.pulls.ended(report),
             "job": self.jobs.ended,
-            "deliver": self.jobs.delivery_ended,
+            "deliver": self.deliveries.ended,
         }
 
     def started(self, job_id: str) -> None:

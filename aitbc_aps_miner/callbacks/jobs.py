@@ -1,9 +1,10 @@
-"""The jobs that this daemon counts: started, ended, adopted, delivered later."""
+"""The jobs that this daemon counts: started, ended, adopted."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from aitbc_aps_miner import hooks
+from aitbc_aps_miner.callbacks.deliveries import Deliveries
 from aitbc_aps_miner.callbacks.parts import Parts
 from aitbc_aps_miner.executor import Isolated
 from aitbc_aps_miner.models import JobState, Reservation
@@ -20,22 +21,19 @@ ADOPTED_SWEEP_S = 2.0
 # A claim failed: long enough that a disk which always fails isn't asked in a loop.
 UNCLAIMED_SWEEP_S = 5.0
 
-DELIVERY_MIN_S = 1.0
-DELIVERY_MAX_S = 600.0
-# Uploads of many gigabytes take long; each of their calls has its own limit.
-DELIVERY_DEADLINE_S = 6 * 3600
-
 _log = log.get_logger()
 
 
 class Jobs:
-    """Holds slots for running jobs and sees to the delivery of ended ones."""
+    """Holds slots for running jobs."""
 
-    def __init__(self, parts: Parts, slot_freed: Callable[[], None]) -> None:
+    def __init__(
+        self, parts: Parts, deliveries: Deliveries, slot_freed: Callable[[], None]
+    ) -> None:
         self._parts = parts
+        self._deliveries = deliveries
         self._slot_freed = slot_freed
         self._hooks = hooks.discover()
-        self._tries: dict[str, int] = {}
         self.orphans: list[str] = []
 
     def start(self, job: Mapping[str, Any], *, resume: bool = False) -> None:
@@ -64,28 +62,29 @@ class Jobs:
     def ended(self, key: str, report: Mapping[str, Any] | None) -> None:
         """Free the slot of the job `<id>:<attempt>`."""
         job_id = key.rpartition(":")[0]
-        self._parts.node.release(job_id)
+        job = self._parts.node.release(job_id)
         if report is None or "error" in report:
             # Its workspace says what happened; the sweep reads it.
             self._parts.scheduler.run_in("sweep", 0)
         else:
-            self._reported(job_id, report)
+            self._reported(job_id, report, job.runner if job else "")
         self._slot_freed()
 
-    def _reported(self, job_id: str, report: Mapping[str, Any]) -> None:
+    def _reported(self, job_id: str, report: Mapping[str, Any], runner: str) -> None:
         state = JobState(report["state"])
         code = report.get("code")
-        if state not in (JobState.IDLE, JobState.PULLING):
-            self._parts.metrics.job_finished(code)
+        told = {key: value for key, value in report.items() if value is not None}
+        if state in (JobState.IDLE, JobState.PULLING):
+            _log.info("job.not_run", **told)
+            if state is JobState.PULLING:
+                self._unclaimed(str(report.get("message")))
+            return
+        self._parts.metrics.job_finished(code)
         say = _log.info if code is None else _log.warning
-        say("job.finished", **{k: v for k, v in report.items() if v is not None})
+        say("job.finished", runner=runner, **told)
         if state is JobState.RETRY_WAIT:
-            self._deliver_later(job_id)
-        if state is JobState.PULLING:
-            self._unclaimed(str(report.get("message")))
-        if state not in (JobState.IDLE, JobState.PULLING):
-            event = "on_job_finished" if code is None else "on_job_failed"
-            self.hook(event, report)
+            self._deliveries.later(job_id, float(report.get("retry_after_s") or 0))
+        self.hook("on_job_finished" if code is None else "on_job_failed", report)
 
     def _unclaimed(self, reason: str) -> None:
         """Take no more jobs until a sweep has written where this one could not."""
@@ -107,45 +106,6 @@ class Jobs:
             which = "+".join(sorted(orders))
             self._parts.scheduler.once(f"control:{job_id}:{which}", call)
 
-    # Delivery after the job's process ended
-
-    def deliver(self, job_id: str, in_s: float = 0, *, resend: bool = False) -> None:
-        """Submit a recorded outcome; `resend` also when it was delivered before."""
-        task = f"deliver:{job_id}"
-        if task in self._parts.executor.running():
-            return
-        call = Isolated(
-            ref=f"{TASKS}:deliver",
-            deadline_s=DELIVERY_DEADLINE_S,
-            kwargs={"job_id": job_id, "resend": resend},
-        )
-        self._parts.scheduler.once(task, call, in_s)
-
-    def resend(self, job_id: str) -> None:
-        """Answer a job handed out again with its kept outcome, in growing pauses."""
-        if self._parts.scheduler.is_due(f"deliver:{job_id}"):
-            return
-        tries = self._tries[job_id] = self._tries.get(job_id, 0) + 1
-        pause_s = 0.0 if tries == 1 else _doubled_s(tries)
-        self.deliver(job_id, pause_s, resend=True)
-
-    def delivery_ended(self, job_id: str, report: Mapping[str, Any] | None) -> None:
-        """Try again later, or be done."""
-        state = (report or {}).get("state")
-        if state in (JobState.DONE, JobState.FAILED):
-            if not (report or {}).get("resent"):
-                self._tries.pop(job_id, None)
-            _log.info("job.delivered", **dict(report or {}))
-            self._parts.scheduler.run_in("sweep", 0)
-        elif state != JobState.IDLE:
-            self._deliver_later(job_id)
-
-    def _deliver_later(self, job_id: str) -> None:
-        tries = self._tries[job_id] = self._tries.get(job_id, 0) + 1
-        # Full jitter: a coordinator that comes back is not met by everyone at once.
-        pause_s = self._parts.rng.uniform(DELIVERY_MIN_S / 2, _doubled_s(tries))
-        self.deliver(job_id, pause_s)
-
     # What a sweep found
 
     def settle(self, report: Mapping[str, Any]) -> None:
@@ -154,10 +114,9 @@ class Jobs:
         self._look_again_soon(list(report.get("orphans", ())))
         self._run(report.get("run", ()))
         for job_id in report.get("resend", ()):
-            self.resend(str(job_id))
+            self._deliveries.resend(str(job_id))
         for job_id in report.get("deliver", ()):
-            if not self._parts.scheduler.is_due(f"deliver:{job_id}"):
-                self.deliver(str(job_id))
+            self._deliveries.now(str(job_id))
 
     def _run(self, jobs: Iterable[Mapping[str, Any]]) -> None:
         if self._parts.node.draining:
@@ -220,8 +179,3 @@ class Jobs:
             )
             unique = f"{entry_point}:{self._parts.clock.monotonic()}"
             self._parts.scheduler.once(f"hook:{event}:{unique}", call)
-
-
-def _doubled_s(tries: int) -> float:
-    """Give the longest pause after so many tries; a float overflows at 2**1024."""
-    return min(DELIVERY_MIN_S * 2.0 ** min(tries, 32), DELIVERY_MAX_S)
