@@ -26,6 +26,7 @@ PICKUP_LIMIT = 2.0
 
 _BOUNDARY = "bench-boundary"
 _JOB_TIMEOUT_S = 120.0
+_QUIET_S = 0.03
 
 
 def echo_job(scale: Scale, directory: Path) -> list[Row]:
@@ -188,7 +189,7 @@ def pick_up(scale: Scale, directory: Path) -> list[Row]:
         pickups, trips = in_turn(
             rounds,
             waiting.pick_up,
-            lambda: timed(lambda: site.post("/nodes/heartbeat", node_id=NODE)),
+            waiting.round_trip,
         )
     ratio = median(pickups) / median(trips)
     accepted = _accepted_by_daemon(directory / "daemon", rounds)
@@ -224,7 +225,7 @@ class _Waiting:
                 self._node.call, "bench_inside:long_poll", **kwargs
             )
             wait_until(lambda: bool(self._node.messages), 10, "the pull is sent")
-            time.sleep(0.03)  # until it is held at the coordinator, and all is quiet
+            time.sleep(_QUIET_S)  # until it is held at the coordinator
             began = time.monotonic()
             self._site.submit()
             answer = polling.result()
@@ -232,6 +233,11 @@ class _Waiting:
             raise RuntimeError(f"one job was submitted, {answer['jobs']} came")
         took_s: float = answer["at"] - began
         return took_s
+
+    def round_trip(self) -> float:
+        """Make one small call after as much silence."""
+        time.sleep(_QUIET_S)
+        return timed(lambda: self._site.post("/nodes/heartbeat", node_id=NODE))
 
 
 def _accepted_by_daemon(directory: Path, rounds: int) -> list[float]:

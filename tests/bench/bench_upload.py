@@ -6,7 +6,6 @@ The file is random bytes written once; the sink reads and drops what comes.
 import hashlib
 import multiprocessing
 import os
-import resource
 import socket
 import ssl
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from bench_table import Row
-from bench_tools import Scale, in_turn, median, timed
+from bench_tools import Scale, in_turn, median, peak_rss_mb, timed
 
 from aitbc_aps_miner.coordinator import FixedToken, NodeV1, Transport
 from aitbc_aps_miner.models import ArtifactFile, Outcome
@@ -42,13 +41,13 @@ def upload(scale: Scale, directory: Path) -> list[Row]:
     with _sink() as port, closing(_node(port)) as node:
         outcome = _outcome(path)
         _send_small(node, log)  # what a first call costs is not this row's
-        before_mb = _peak_mb()
+        before_mb = _forget_peak()
         uploads, hashes = in_turn(
             rounds,
             lambda: timed(lambda: node.deliver(outcome, lambda _: path, log)),
             lambda: timed(lambda: _sha256(path)),
         )
-        growth_mb = _peak_mb() - before_mb
+        growth_mb = peak_rss_mb("self") - before_mb
     sent_s, hashed_s = median(uploads), median(hashes)
     rate, both = hashed_s / sent_s, hashed_s / (sent_s + hashed_s)
     alone = f"sha256 alone: {size_mb / hashed_s:.0f} MiB/s"
@@ -125,8 +124,10 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def _forget_peak() -> float:
+    """Set the peak of resident memory to what is resident now, and give that."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak_rss_mb("self")
 
 
 @contextmanager

@@ -144,6 +144,12 @@ class Site:
         return config
 
 
+def _path() -> list[str]:
+    """Name where zygotes import from beside what is installed: here, too."""
+    given = os.environ.get("PYTHONPATH")
+    return [str(_HERE), *([given] if given else [])]
+
+
 class LikeTheDaemon:
     """The daemon's executor with its zygote; a context manager."""
 
@@ -156,7 +162,7 @@ class LikeTheDaemon:
                 zygote=replace(
                     daemon.ZYGOTE,
                     preload=(*daemon.PRELOAD, "bench_inside"),
-                    environ={**os.environ, "PYTHONPATH": str(_HERE)},
+                    environ={**os.environ, "PYTHONPATH": os.pathsep.join(_path())},
                 )
             ),
             log=structlog.wrap_logger(structlog.PrintLogger(sys.stderr)),
