@@ -30,6 +30,7 @@ class Briefing:
             "sweep": self._sweep,
             "deliver": self._deliver,
             "job": self._access,
+            "refuse": self._access,
         }
 
     def __call__(self, job_id: str, _call: Isolated) -> Mapping[str, Any]:

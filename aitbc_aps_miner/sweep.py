@@ -20,12 +20,13 @@ from aitbc_aps_miner.errors import (
     WorkspaceError,
 )
 from aitbc_aps_miner.expiry import EXPIRE_BUDGET_S, expire
+from aitbc_aps_miner.intake import job_of
 from aitbc_aps_miner.leftovers import end_leftovers
 from aitbc_aps_miner.manifest import parse
 from aitbc_aps_miner.models import JobState, Manifest, Reservation
 from aitbc_aps_miner.reconcile import Action, Found, OnDisk, View, decide
 from aitbc_aps_miner.slots import Capacity
-from aitbc_aps_miner.tasks import Report, capacity_of, job_of
+from aitbc_aps_miner.tasks import Report, capacity_of
 from aitbc_aps_miner.util import fs, log
 from aitbc_aps_miner.views import ACTIVE, Views, on_disk_of
 from aitbc_aps_miner.workspace import Glance, StoredJob, Workspaces

@@ -6,27 +6,26 @@ goes wrong is raised and told by the executor, with its traceback.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, ParamSpec
 
 from aitbc_aps_miner import lifecycle
-from aitbc_aps_miner.admission import Rules, admit
 from aitbc_aps_miner.coordinator import NodeApi
 from aitbc_aps_miner.errors import (
     CoordinatorError,
-    JobError,
+    ErrorCode,
     JobGoneError,
     UnauthorizedError,
     UnavailableError,
     WorkspaceError,
 )
-from aitbc_aps_miner.manifest import job_id_of, parse
-from aitbc_aps_miner.models import Gpu, JobState, Manifest, Origin, Reservation
+from aitbc_aps_miner.intake import JOB_ID_SHOWN, MAX_PULL, Intake, filters
+from aitbc_aps_miner.models import Gpu, JobState, Manifest, Reservation
 from aitbc_aps_miner.probe.capabilities import heartbeat_body
 from aitbc_aps_miner.probe.gpu import probe_gpus
 from aitbc_aps_miner.probe.host import HostFacts, probe_host
-from aitbc_aps_miner.runners import build, enabled_kinds, problems
+from aitbc_aps_miner.runners import problems
 from aitbc_aps_miner.slots import Capacity
 from aitbc_aps_miner.tokens import place_of
 from aitbc_aps_miner.util import log
@@ -39,15 +38,6 @@ Report = dict[str, Any]
 P = ParamSpec("P")
 
 _log = log.get_logger()
-
-# The executor's net around a job process, beyond the job's own limit: fetching ends
-# with the limit, what follows is killing (twice grace_s), hashing and one delivery.
-NET_S = 900
-
-# One report carries them all back to the daemon, under a cap of 8 MiB (util.frames).
-MAX_PULL = 6
-
-JOB_ID_SHOWN = 200
 
 
 def told(tick: Callable[P, Report]) -> Callable[P, Report]:
@@ -165,19 +155,19 @@ def pull(
     """
     world = World(channel, config, token, extensions)
     free = capacity_of(capacity)
-    intake = _Intake(world, free, frozenset(held), roots)
+    intake = Intake(world, free, frozenset(held), roots)
     with world.coordinator() as coordinator:
         began = world.clock.monotonic()
         channel.send("polling")
         raws = coordinator.pull(
             world.config.node_id,
-            _filters(world, free),
+            filters(world, free),
             min(free.free, MAX_PULL),
             world.config.pull.wait_s,
         )
         held_s = world.clock.monotonic() - began
         for raw in raws:
-            intake.take(raw, coordinator)
+            intake.take(raw)
     return {
         "accepted": intake.accepted,
         "duplicates": intake.duplicates,
@@ -186,105 +176,41 @@ def pull(
     }
 
 
-class _Intake:
-    """Sorts what a pull brought into accepted, duplicate and refused."""
-
-    def __init__(
-        self,
-        world: World,
-        capacity: Capacity,
-        held: frozenset[str],
-        roots: Sequence[str],
-    ) -> None:
-        self._world = world
-        self._capacity = capacity
-        self._held = held
-        self._roots = roots
-        self._runners = build(world.config, None)
-        config = world.config
-        self._rules = Rules(
-            runners=frozenset(enabled_kinds(config)), network_jobs=config.network.jobs
-        )
-        self._taken: set[str] = set()
-        self.accepted: list[Report] = []
-        self.duplicates: list[str] = []
-        self.refused: list[Report] = []
-
-    def take(self, raw: object, coordinator: NodeApi) -> None:
-        """Decide about one manifest; a refusal is told to the coordinator at once."""
-        try:
-            manifest = parse(raw, max_timeout_s=self._world.config.resources.max_job_s)
-            if self._is_here(manifest):
-                return
-            reservation = admit(manifest, self._capacity, self._rules, self._check)
-        except JobError as error:
-            self._refuse(raw, error, coordinator)
-            return
-        self._capacity = self._capacity.taking(manifest.job_id, reservation)
-        self._taken.add(manifest.job_id)
-        root = self._roots[0]
-        job = job_of(self._world, manifest, raw, reservation, root=root)
-        self.accepted.append(job)
-
-    def _check(self, manifest: Manifest) -> None:
-        self._runners[manifest.runner].check(manifest)
-
-    def _is_here(self, manifest: Manifest) -> bool:
-        """Whether this attempt was taken before; only a finished one is answered."""
-        if manifest.job_id in self._held | self._taken:
-            return True
-        for root in self._roots:
-            found = self._world.workspaces(root).find(manifest.job_id)
-            if found is None or found.record is None:
-                continue
-            if found.record.attempt >= manifest.attempt:
-                if found.outcome_recorded:
-                    self.duplicates.append(manifest.job_id)
-                return True
-        return False
-
-    def _refuse(self, raw: object, error: JobError, coordinator: NodeApi) -> None:
-        job_id = job_id_of(raw)
-        shown = (job_id or "")[:JOB_ID_SHOWN]
-        _log.warning("job.refused", job_id=shown, code=error.code, reason=error.message)
-        self.refused.append({"job_id": shown, "code": error.code})
-        if job_id is None:
-            return
-        attempt = raw.get("attempt") if isinstance(raw, Mapping) else None
-        try:
-            coordinator.fail_raw(
-                job_id,
-                attempt if type(attempt) is int else 1,
-                error.code,
-                error.message,
-                error.detail,
-            )
-        except CoordinatorError as lost:
-            # Its lease runs out, it is handed out again, and refused again.
-            _log.warning("job.refusal_untold", job_id=shown, reason=str(lost))
-
-
-def job_of(
-    world: World,
-    manifest: Manifest,
-    raw: object,
-    reservation: Reservation,
+@told
+def refuse(
+    channel: Line,
     *,
-    root: str,
-    origin: Origin | None = None,
+    config: str,
+    token: str | None,
+    extensions: list[str] | None,
+    refused: list[Mapping[str, Any]],
 ) -> Report:
-    """Give what the daemon needs to start a job's process."""
-    resources = world.config.resources
-    return {
-        "job_id": manifest.job_id,
-        "attempt": manifest.attempt,
-        "runner": manifest.runner,
-        "raw": raw,
-        "origin": asdict(origin or world.origin),
-        "reservation": asdict(reservation),
-        "root": root,
-        "net_s": manifest.timeout_s + 2 * resources.grace_s + NET_S,
-    }
+    """Tell the coordinator which jobs of a pull this node does not take.
+
+    Not part of the pull: a coordinator that is slow to hear of one bad job must not
+    keep the good ones beside it from starting.
+    """
+    world = World(channel, config, token, extensions)
+    untold = 0
+    with world.coordinator() as coordinator:
+        for job in refused:
+            try:
+                coordinator.fail_raw(
+                    job["job_id"],
+                    job["attempt"],
+                    ErrorCode(job["code"]),
+                    job["message"],
+                    job["detail"],
+                )
+            except CoordinatorError as lost:
+                # Its lease runs out, it is handed out again, and refused again.
+                untold += 1
+                _log.warning(
+                    "job.refusal_untold",
+                    job_id=job["job_id"][:JOB_ID_SHOWN],
+                    reason=str(lost),
+                )
+    return {"told": len(refused) - untold, "untold": untold}
 
 
 @told
@@ -351,16 +277,6 @@ def _ack_again(record: Record, coordinator: NodeApi) -> None:
         coordinator.ack(manifest)
     except (JobGoneError, UnavailableError):
         return  # the submission itself says what is true
-
-
-def _filters(world: World, free: Capacity) -> Report:
-    return {
-        "runners": list(enabled_kinds(world.config)),
-        "gpu": free.gpu_free > 0,
-        "vram_mb_free": free.vram_free_mb if free.gpu_free else 0,
-        "cpu_slots_free": free.cpu_free,
-        "models": [],
-    }
 
 
 def gpus_of(gpus: list[Mapping[str, Any]]) -> tuple[Gpu, ...]:

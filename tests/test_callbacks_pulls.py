@@ -282,3 +282,27 @@ def test_kinds_are_those_with_a_free_slot() -> None:
     assert kinds(room.node) == {"cpu"}
     room.node.gpus = (gpu(),)
     assert kinds(room.node) == {"cpu", "gpu"}
+
+
+def test_refusals_are_told_by_a_tick_of_their_own() -> None:
+    """A coordinator slow to hear of a bad job keeps no good one from starting."""
+    room = Room()
+    room.open()
+    bad = {"job_id": "bad", "attempt": 1, "code": "E_MANIFEST"}
+    nameless = {**bad, "job_id": None}
+    room.end(accepted=[job_report("good")], refused=[bad, nameless])
+    assert room.started == ["good"]
+    call, in_s = room.scheduler.jobs["refuse:1"]
+    assert (call.ref, call.kwargs, in_s) == (
+        "aitbc_aps_miner.tasks:refuse",
+        {"refused": [bad]},
+        0,
+    )
+
+
+def test_nothing_is_told_of_jobs_without_an_id() -> None:
+    """Nobody could say which one is meant."""
+    room = Room()
+    room.open()
+    room.end(accepted=[], refused=[{"job_id": None, "code": "E_MANIFEST"}])
+    assert not [name for name in room.scheduler.jobs if name.startswith("refuse")]

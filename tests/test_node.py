@@ -39,8 +39,8 @@ def test_a_held_job_takes_its_slot_until_it_is_released() -> None:
         1000,
         500,
     )
-    assert mine.release("a") is True
-    assert mine.release("a") is False
+    assert mine.release("a") == running("a")
+    assert mine.release("a") is None
     assert [job.job_id for job in mine.jobs()] == ["g"]
     assert mine.capacity().cpu_free == 2
 

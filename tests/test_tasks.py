@@ -11,7 +11,7 @@ from daemon_fakes import gpu
 from scripted_server import says, serving
 from tick_site import Site, capacity, quiet_log, registered
 
-from aitbc_aps_miner import tasks
+from aitbc_aps_miner import intake, tasks
 from aitbc_aps_miner.models import JobState
 from aitbc_aps_miner.probe.host import probe_host
 from aitbc_aps_miner.reference_coordinator.matching import Appetite
@@ -197,7 +197,7 @@ def test_a_pull_accepts_what_fits(site: Site, server: CoordinatorServer) -> None
             "vram_mb": 0,
         },
         "root": str(site.root),
-        "net_s": 120 + 2 * 10 + tasks.NET_S,
+        "net_s": 120 + 2 * 10 + intake.NET_S,
     }
     assert job["raw"]["command"] == "echo"
     assert (report["duplicates"], report["refused"], site.names()) == ([], [], [])
@@ -295,7 +295,7 @@ def test_whatever_a_coordinator_hands_out_the_next_job_is_taken(
         report = site.pull()
     assert [job["job_id"] for job in report["accepted"]] == ["good"]
     assert [refused["code"] for refused in report["refused"]] == ["E_MANIFEST"]
-    assert len(report["refused"][0]["job_id"]) <= tasks.JOB_ID_SHOWN
+    assert len(report["refused"][0]["job_id"]) <= intake.JOB_ID_SHOWN
     job_id = raw.get("job_id") if isinstance(raw, dict) else None
     fails = [seen.json for seen in script.seen if seen.target.endswith("/jobs/fail")]
     told = [] if not isinstance(job_id, str) else [(job_id, "E_MANIFEST")]

@@ -16,6 +16,7 @@ from aitbc_aps_miner import sweep, tasks, world
 from aitbc_aps_miner.channel import ChannelClosedError
 from aitbc_aps_miner.config.model import Config
 from aitbc_aps_miner.errors import ErrorCode
+from aitbc_aps_miner.intake import JOB_ID_SHOWN
 from aitbc_aps_miner.manifest import parse
 from aitbc_aps_miner.models import JobState, Origin, Outcome, Reservation
 from aitbc_aps_miner.slots import Capacity
@@ -94,13 +95,24 @@ class Site:
 
     def pull(self, *held: str, slots: int = 8, earlier: str = "") -> tasks.Report:
         """Pull with so many CPU slots; `earlier` was the root before today's."""
-        return tasks.pull(
+        report = tasks.pull(
             self.line,
             **self.access,
             roots=[str(self.root), *([earlier] if earlier else [])],
             capacity=capacity(slots),
             held=list(held),
         )
+        if "error" in report:
+            return report
+        # What the daemon does next: refusals are told by a tick of their own.
+        named = [job for job in report["refused"] if job["job_id"] is not None]
+        told = tasks.refuse(self.line, **self.access, refused=named)
+        assert "error" in told or told["told"] + told["untold"] == len(named)
+        refused = [
+            {"job_id": (job["job_id"] or "")[:JOB_ID_SHOWN], "code": job["code"]}
+            for job in report["refused"]
+        ]
+        return {**report, "refused": refused}
 
     def deliver(self, job_id: str, *, resend: bool = False) -> tasks.Report:
         """Submit a recorded outcome."""

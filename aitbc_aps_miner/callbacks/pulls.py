@@ -1,11 +1,13 @@
 """When to pull, and what becomes of what a pull brought."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from aitbc_aps_miner.callbacks.parts import Parts
+from aitbc_aps_miner.executor import Isolated
 from aitbc_aps_miner.node import Node
+from aitbc_aps_miner.scheduler import TASKS
 from aitbc_aps_miner.trigger import Backoff
 
 # A coordinator that hands the same finished job out again and again is answered in
@@ -29,6 +31,7 @@ class Pulls:
         self._kinds: frozenset[str] = frozenset()
         self._failures = 0
         self._duplicates = 0
+        self._refusals = 0
         self._recovered = False
         self._open = False
         self.was_ended = False
@@ -111,6 +114,7 @@ class Pulls:
             self._start_job(job)
         for job_id in duplicates:
             self._resend(str(job_id))
+        self._refuse(report.get("refused", ()))
         only_duplicates = bool(duplicates) and not accepted
         self._duplicates = self._duplicates + 1 if only_duplicates else 0
         self._pull_in(self._pause_s(report))
@@ -120,6 +124,20 @@ class Pulls:
             self._parts.scheduler.run_in("pull", pause_s)
         else:
             self._parts.scheduler.pause("pull")
+
+    def _refuse(self, refused: Iterable[Mapping[str, Any]]) -> None:
+        # Of one without an id nobody could be told which it is.
+        named = [job for job in refused if job["job_id"] is not None]
+        if not named:
+            return
+        self._refusals += 1
+        timeout_s = self._parts.config.coordinator.timeout_s
+        call = Isolated(
+            ref=f"{TASKS}:refuse",
+            deadline_s=timeout_s * (len(named) + 1),
+            kwargs={"refused": named},
+        )
+        self._parts.scheduler.once(f"refuse:{self._refusals}", call)
 
     def _pause_s(self, report: Mapping[str, Any]) -> float:
         interval_s: float = self._parts.config.pull.interval_s

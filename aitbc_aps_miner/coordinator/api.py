@@ -71,7 +71,7 @@ class NodeApi(Coordinator, Protocol):
     def pull(
         self, node_id: str, filters: Mapping[str, Any], max_jobs: int, wait_s: float
     ) -> tuple[object, ...]:
-        """Ask for jobs; raw manifests, at most `max_jobs`, none checked."""
+        """Ask for at most `max_jobs`; raw manifests, as many as came, none checked."""
         ...
 
     def fail_raw(

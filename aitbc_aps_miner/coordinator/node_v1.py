@@ -133,7 +133,7 @@ class NodeV1:
     def pull(
         self, node_id: str, filters: Mapping[str, Any], max_jobs: int, wait_s: float
     ) -> tuple[object, ...]:
-        """Ask for jobs; raw manifests, at most `max_jobs`, none checked."""
+        """Ask for at most `max_jobs`; raw manifests, as many as came, none checked."""
         body = {
             "node_id": node_id,
             "filters": filters,
@@ -150,7 +150,7 @@ class NodeV1:
             return ()
         answer = read_answer(Pulled, reply)
         jobs = answer.jobs if answer.job is None else [answer.job, *answer.jobs]
-        return tuple(jobs[:max_jobs])
+        return tuple(jobs)  # more than asked for: each is owed an answer
 
     def fail_raw(
         self,
