@@ -44,10 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
     said = Console(stderr=True, highlight=False)
     rows: list[Row] = []
+    failed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="aps-bench-", dir=args.dir) as directory:
         for name in args.rows or ROWS:
             began = time.monotonic()
-            rows += ROWS[name](Scale(quick=args.quick), Path(directory, name))
+            try:
+                rows += ROWS[name](Scale(quick=args.quick), Path(directory, name))
+            except Exception:  # noqa: BLE001  the other rows are still worth having
+                said.print_exception()
+                failed.append(name)
             said.print(f"{name}: {time.monotonic() - began:.1f} s", style="dim")
     if args.markdown:
         sys.stdout.write(f"{_machine()}\n\n{bench_table.markdown(rows)}\n")
@@ -55,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console = Console(width=None if sys.stdout.isatty() else 160)
         console.print(_machine(), highlight=False)
         bench_table.show(rows, console)
-    return 0
+    return 1 if failed else 0
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

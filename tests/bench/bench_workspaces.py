@@ -97,6 +97,7 @@ def _sweep(site: Site, node: LikeTheDaemon) -> float:
         "adopted": [],
         "orphans": [],
         "capacity": capacity,
+        "takes_work": True,
     }
     return timed(
         lambda: node.call("aitbc_aps_miner.sweep:sweep", **site.tick_kwargs(), **kwargs)
