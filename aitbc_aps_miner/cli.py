@@ -15,6 +15,7 @@ from aitbc_aps_miner import __version__
 from aitbc_aps_miner.cli_config import config_app, init
 from aitbc_aps_miner.errors import ConfigError, MinerError
 from aitbc_aps_miner.exit_codes import ExitCode
+from aitbc_aps_miner.util import stdio
 
 app = typer.Typer(
     name="aitbc-aps-miner",
@@ -135,6 +136,7 @@ def _fail(words: str, code: ExitCode) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv`; give the exit code."""
+    stdio.fill()  # before anything is opened
     args = list(sys.argv[1:] if argv is None else argv)
     command = typer.main.get_command(app)
     if args and args[0].endswith(".toml"):
