@@ -95,7 +95,10 @@ def run(config: ConfigPath) -> None:
             ExitCode.LOCKED,
         )
     log.configure(settings.logging, settings.node_id)
-    Daemon(source, roots).run()
+    try:
+        Daemon(source, roots).run()
+    finally:
+        log.flush()
 
 
 @app.command()

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from aitbc_aps_miner.errors import ErrorCode
 from aitbc_aps_miner.util import log
-from aitbc_aps_miner.util.log_sink import FileSink, StreamSink
+from aitbc_aps_miner.util.log_sink import FileSink, Sink, StreamSink
 from aitbc_aps_miner.util.log_value import Scrubber, clean
 
 TS = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -50,10 +50,25 @@ def _fresh_log() -> Iterator[None]:
     structlog.contextvars.clear_contextvars()
 
 
+class Out(io.StringIO):
+    """A stand-in for standard output, read when everything was written to it."""
+
+    def getvalue(self) -> str:
+        """Give what the log's thread wrote."""
+        assert log.flush(10)
+        return super().getvalue()
+
+
 @pytest.fixture
 def out() -> io.StringIO:
     """Give a stand-in for standard output."""
-    return io.StringIO()
+    return Out()
+
+
+def read(path: Path) -> str:
+    """Give what the log's thread wrote to a file."""
+    assert log.flush(10)
+    return path.read_text()
 
 
 def lines(text: str) -> list[dict[str, Any]]:
@@ -98,6 +113,7 @@ def test_standard_output_is_the_default(capfd: pytest.CaptureFixture[str]) -> No
     """Without a stream the lines go to the process's standard output."""
     log.configure(Settings(), "n")
     log.get_logger().info("daemon.started")
+    assert log.flush(10)
     assert json.loads(capfd.readouterr().out)["event"] == "daemon.started"
 
 
@@ -136,9 +152,9 @@ def test_settings_change_live(out: io.StringIO, tmp_path: Path) -> None:
     logger.debug("two")
     log.reconfigure(Settings(level="debug"))
     logger.debug("three")
-    seen = [(r["event"], r["node_id"]) for r in lines(first.read_text())]
+    seen = [(r["event"], r["node_id"]) for r in lines(read(first))]
     assert seen == [("one", "old")]
-    seen = [(r["event"], r["node_id"]) for r in lines(second.read_text())]
+    seen = [(r["event"], r["node_id"]) for r in lines(read(second))]
     assert seen == [("two", "new")]
     one, two, three = out.getvalue().splitlines()
     assert (json.loads(one)["event"], json.loads(three)["event"]) == ("one", "three")
@@ -311,6 +327,7 @@ def test_whatever_is_logged_is_one_line_of_json(value: Any, event: str) -> None:
     log.get_logger().info(event.replace("%", ""), value=value)
     log.reconfigure(Settings(json_lines=False))
     log.get_logger().info("pretty", value=value)
+    assert log.flush(10)
     data = stream.buffer.getvalue()
     json_line, pretty, rest = data.split(b"\n")
     assert set(json.loads(json_line)) == {
@@ -372,17 +389,19 @@ def test_the_file_is_opened_again_after_rotation(tmp_path: Path) -> None:
     log.configure(Settings(path=path), "n", stream=io.StringIO())
     logger = log.get_logger()
     logger.info("one")
+    log.flush(10)
     path.rename(path.with_suffix(".1"))
     logger.info("two")
+    log.flush(10)
     os.truncate(path, 0)
     logger.info("three")
-    assert [r["event"] for r in lines(path.read_text())] == ["three"]
+    assert [r["event"] for r in lines(read(path))] == ["three"]
     assert [r["event"] for r in lines(path.with_suffix(".1").read_text())] == ["one"]
     for name in path.parent.iterdir():
         name.unlink()
     path.parent.rmdir()
     logger.info("four")
-    assert [r["event"] for r in lines(path.read_text())] == ["four"]
+    assert [r["event"] for r in lines(read(path))] == ["four"]
 
 
 def test_a_file_that_cannot_be_written_is_said_once(
@@ -394,9 +413,12 @@ def test_a_file_that_cannot_be_written_is_said_once(
     log.configure(Settings(path=path), "n", stream=out)
     logger = log.get_logger()
     logger.info("one")
+    log.flush(10)
     logger.info("two")
+    log.flush(10)
     path.rmdir()
     logger.info("three")
+    log.flush(10)
     path.unlink()
     os.mkfifo(path)
     logger.info("four")
@@ -417,7 +439,7 @@ def test_a_file_that_cannot_be_written_is_said_once(
 
 def test_a_full_disk_is_reported_and_the_torn_line_ended(tmp_path: Path) -> None:
     """After a half-written line the next one starts on a line of its own."""
-    assert FileSink(Path("/dev/full")).write(record("x")) == "No space left on device"
+    assert put(FileSink(Path("/dev/full"))) == "No space left on device"
     program = f"""
 import pathlib, resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -425,9 +447,9 @@ from aitbc_aps_miner.util.log_sink import FileSink
 sink = FileSink(pathlib.Path({str(tmp_path / "log")!r}))
 record = {record("x")!r}
 resource.setrlimit(resource.RLIMIT_FSIZE, (20, resource.RLIM_INFINITY))
-print(sink.write(record))
+print(sink.put(sink.render(record)))
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-print(sink.write(record))
+print(sink.put(sink.render(record)))
 """
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
@@ -443,13 +465,13 @@ def test_a_reader_that_went_away_is_tolerated() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as stream:
-        assert StreamSink(stream, json_lines=True).write(record("x")) is None
+        assert put(StreamSink(stream, json_lines=True)) is None
     with Path("/dev/full").open("w") as stream:
-        assert StreamSink(stream, json_lines=True).write(record("x")) is None
+        assert put(StreamSink(stream, json_lines=True)) is None
     closed = io.StringIO()
     sink = StreamSink(closed, json_lines=True)
     closed.close()
-    assert sink.write(record("x")) is None
+    assert put(sink) is None
 
 
 def test_a_child_hands_its_events_to_the_daemon(out: io.StringIO) -> None:
@@ -526,7 +548,7 @@ def test_a_job_process_logs_into_its_workspace(
     log.configure_file(path, node_id="n", job_id="j-9", secrets=["hidden"])
     log.get_logger().info("job.started", token="hidden")
     log.get_logger().debug("fine")
-    assert lines(path.read_text()) == [
+    assert lines(read(path)) == [
         {
             "level": "info",
             "node_id": "n",
@@ -543,6 +565,11 @@ def test_a_failing_job_log_is_silent(tmp_path: Path) -> None:
     """Where there is no standard output there is nobody to tell."""
     log.configure_file(tmp_path, node_id="n")
     log.get_logger().info("x")
+
+
+def put(sink: Sink) -> str | None:
+    """Write one line."""
+    return sink.put(sink.render(record("x")))
 
 
 def record(event: str) -> dict[str, Any]:

@@ -7,25 +7,29 @@ Every line is `{ts, level, node_id, job_id, event, attrs{}}`. Three places write
     job process   configure_file()   → a file in the job's workspace
 
 A log call never raises and never harms: a full disk, a closed pipe or a value that
-cannot be printed costs the line at most. Where lines go is the business of log_sink,
-what a value may look like that of log_value.
+cannot be printed costs the line at most. In the daemon it never waits either: a pipe
+that nobody reads or a disk that hangs blocks a thread of log_queue. Where lines go is
+the business of log_sink, what a value may look like that of log_value.
 """
 
 import contextlib
 import logging
 import re
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from datetime import UTC, datetime
 from pathlib import Path
-from time import CLOCK_REALTIME, clock_gettime
 from typing import Any, Protocol, TextIO, cast
 
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from aitbc_aps_miner.util.log_sink import FileSink, Sink, StreamSink
+from aitbc_aps_miner.util import log_bridge
+from aitbc_aps_miner.util.log_queue import END_S, QueuedSink
+from aitbc_aps_miner.util.log_sink import FileSink, StreamSink
 from aitbc_aps_miner.util.log_value import VALUE_MAX, Scrubber, clean, clip
 
 __all__ = [
@@ -36,6 +40,7 @@ __all__ = [
     "configure_child",
     "configure_file",
     "emit",
+    "flush",
     "get_logger",
     "reconfigure",
 ]
@@ -75,20 +80,27 @@ class _Router:
         self.job_id: str | None = None
         self.scrubber = Scrubber()
         self.deliver: Callable[[dict[str, Any]], None] = lambda _record: None
-        self.stdout: StreamSink | None = None
-        self.file: FileSink | None = None
-        self.now: Callable[[], float] = lambda: clock_gettime(CLOCK_REALTIME)
+        self.stdout: QueuedSink[StreamSink] | None = None
+        self.file: QueuedSink[FileSink] | None = None
+        self.direct: FileSink | None = None
+        self.now: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_REALTIME)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Write to standard output and the file; say once when the file fails."""
+        """Queue for standard output and the file."""
         if self.stdout is not None:
             self.stdout.write(record)
-        if self.file is None:
-            return
-        problem = self.file.write(record)
-        if problem is not None and self.stdout is not None:
-            attrs = {"path": str(self.file.path), "problem": problem}
+        if self.file is not None:
+            self.file.write(record)
+
+    def file_failed(self, path: Path, problem: str) -> None:
+        """Say on standard output that the file can't be written."""
+        if self.stdout is not None:
+            attrs = {"path": str(path), "problem": problem}
             self.stdout.write(self.record("warning", "log.file_failed", attrs))
+
+    def dropped(self, lines: int) -> dict[str, Any]:
+        """Shape the line that stands for those that found no room."""
+        return self.record("warning", "log.dropped", {"lines": lines})
 
     def record(
         self, level: str, event: str, attrs: Mapping[str, Any], ts: str | None = None
@@ -123,7 +135,9 @@ def configure(
 ) -> None:
     """Log to `stream` (standard output if None) and the configured file."""
     _install()
-    _router.stdout = StreamSink(stream or sys.stdout, json_lines=settings.json_lines)
+    _close_sinks()
+    out = StreamSink(stream or sys.stdout, json_lines=settings.json_lines)
+    _router.stdout = QueuedSink(out, dropped=_router.dropped)
     _router.deliver = _router.write
     _router.job_id = None
     _router.scrubber = Scrubber(secrets)
@@ -136,11 +150,13 @@ def reconfigure(settings: LogSettings, node_id: str | None = None) -> None:
     if node_id is not None:
         _router.node_id = node_id
     if _router.stdout is not None:
-        _router.stdout.json_lines = settings.json_lines
-    if _router.file is None or _router.file.path != settings.path:
-        if _router.file is not None:
-            _router.file.close()
-        _router.file = None if settings.path is None else FileSink(settings.path)
+        _router.stdout.sink.json_lines = settings.json_lines
+    before, path = _router.file, settings.path
+    if before is not None and before.sink.path == path:
+        return
+    _router.file = None if path is None else _queued_file(path)
+    if before is not None:
+        before.close()
 
 
 def configure_child(
@@ -168,21 +184,40 @@ def configure_file(
     level: str = "info",
     secrets: Iterable[str] = (),
 ) -> None:
-    """Log to a file only, as a job process does that owns none of the daemon's fds."""
+    """Log to a file only, as a job process does that owns none of the daemon's fds.
+
+    Without a queue: its lines are evidence and must be out before it dies, and a disk
+    that hangs holds up everything else that a job does in its workspace, too.
+    """
     _install()
     _close_sinks()
     _router.rank = _rank(level)
     _router.node_id = node_id
     _router.job_id = job_id
     _router.scrubber = Scrubber(secrets)
-    _router.file = FileSink(path)
-    _router.deliver = _router.write
+    _router.direct = sink = FileSink(path)
+    lock = threading.Lock()
+
+    def deliver(record: dict[str, Any]) -> None:
+        with lock:
+            sink.put(sink.render(record))
+
+    _router.deliver = deliver
 
 
 def add_secrets(secrets: Iterable[str]) -> None:
     """Mask these too from now on: a token that was just given, an edited secret."""
     for secret in secrets:
         _router.scrubber.add(secret)
+
+
+def flush(timeout_s: float = END_S) -> bool:
+    """Wait until all lines are written; False when they aren't in time."""
+    until = time.monotonic() + timeout_s
+    return all(
+        sink is None or sink.flush(max(0.0, until - time.monotonic()))
+        for sink in (_router.stdout, _router.file)
+    )
 
 
 def emit(event: Mapping[str, Any]) -> None:
@@ -255,30 +290,20 @@ def _rank(level: str) -> int:
     return _RANKS[_level(level)]
 
 
+def _queued_file(path: Path) -> QueuedSink[FileSink]:
+    return QueuedSink(
+        FileSink(path),
+        dropped=_router.dropped,
+        failed=lambda problem: _router.file_failed(path, problem),
+    )
+
+
 def _close_sinks() -> None:
-    sinks: tuple[Sink | None, ...] = (_router.stdout, _router.file)
-    for sink in sinks:
+    # The file first: what it says at its end goes to standard output.
+    for sink in (_router.direct, _router.file, _router.stdout):
         if sink is not None:
             sink.close()
-    _router.stdout = _router.file = None
-
-
-class _Bridge(logging.Handler):
-    """Brings what libraries say through stdlib logging into the same lines."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            text = record.getMessage()
-        except (TypeError, ValueError, KeyError):
-            text = str(record.msg)  # a library's format that does not fit its args
-        log = get_logger()
-        say = log.error if record.levelno >= logging.ERROR else log.warning
-        say(
-            "library.message",
-            logger=record.name,
-            message=text,
-            exc_info=record.exc_info,
-        )
+    _router.direct = _router.file = _router.stdout = None
 
 
 def _install() -> None:
@@ -288,7 +313,4 @@ def _install() -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
         cache_logger_on_first_use=False,
     )
-    root = logging.getLogger()
-    if not any(isinstance(handler, _Bridge) for handler in root.handlers):
-        root.addHandler(_Bridge(logging.WARNING))
-    root.setLevel(logging.WARNING)
+    log_bridge.install()

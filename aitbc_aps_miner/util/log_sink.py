@@ -1,14 +1,14 @@
 """Where log lines end: a stream or a file that may vanish, fill up or be rotated.
 
-A sink's write never raises. Rendering is chosen here: JSON lines for machines, one
-readable line for people.
+A sink's write never raises; it may block, so the daemon keeps its sinks behind a queue
+(log_queue.py). One thread at a time. Rendering is chosen here: JSON lines for machines,
+one readable line for people.
 """
 
 import contextlib
 import errno
 import json
 import os
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -20,10 +20,14 @@ _COLOURS = {"debug": "2", "info": "32", "warning": "33", "error": "1;31"}
 
 
 class Sink(Protocol):
-    """Takes records."""
+    """Takes records: gives each its form, then puts it where it belongs."""
 
-    def write(self, record: Mapping[str, Any]) -> str | None:
-        """Write one record; give a problem once when writing starts to fail."""
+    def render(self, record: Mapping[str, Any]) -> bytes:
+        """Give a record's line."""
+        ...
+
+    def put(self, line: bytes) -> str | None:
+        """Write one line; give a problem once when writing starts to fail."""
         ...
 
     def close(self) -> None:
@@ -82,7 +86,6 @@ class StreamSink:
     def __init__(self, stream: TextIO, *, json_lines: bool) -> None:
         self.json_lines = json_lines
         self._stream = stream
-        self._lock = threading.Lock()
         self._is_terminal = stream.isatty()
         self._fd: int | None
         try:
@@ -90,15 +93,17 @@ class StreamSink:
         except (OSError, ValueError):
             self._fd = None
 
-    def write(self, record: Mapping[str, Any]) -> str | None:
-        """Write one record, as JSON unless a person reads it."""
+    def render(self, record: Mapping[str, Any]) -> bytes:
+        """Give JSON unless a person reads it."""
         if self.json_lines and not self._is_terminal:
-            line = render_json(record)
-        else:
-            line = render_pretty(record, colours=self._is_terminal)
+            return render_json(record)
+        return render_pretty(record, colours=self._is_terminal)
+
+    def put(self, line: bytes) -> str | None:
+        """Write one line, or lose it."""
         # EPIPE (reader gone), ENOSPC (redirected to a full disk), EAGAIN, a closed
         # stream: there is nowhere left to say it, and the work goes on.
-        with self._lock, contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
             self._put(line)
         return None
 
@@ -127,27 +132,30 @@ class FileSink:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._fd: int | None = None
-        self._lock = threading.Lock()
         self._failing = False
         self._torn = False
 
-    def write(self, record: Mapping[str, Any]) -> str | None:
-        """Write one record; give the problem once when the file starts to fail."""
-        line = render_json(record)
-        with self._lock:
-            try:
-                self._put(line)
-            except OSError as exc:
-                self._release()
-                was_failing, self._failing = self._failing, True
-                return None if was_failing else (exc.strerror or str(exc))
-            self._failing = False
-            return None
+    def render(self, record: Mapping[str, Any]) -> bytes:
+        """Give JSON."""
+        return render_json(record)
+
+    def put(self, line: bytes) -> str | None:
+        """Write one line; give the problem once when the file starts to fail."""
+        try:
+            self._put(line)
+        except OSError as exc:
+            self.close()
+            was_failing, self._failing = self._failing, True
+            return None if was_failing else (exc.strerror or str(exc))
+        self._failing = False
+        return None
 
     def close(self) -> None:
-        """Close the file; a later write opens it again."""
-        with self._lock:
-            self._release()
+        """Close the file; a later line opens it again."""
+        if self._fd is not None:
+            with contextlib.suppress(OSError):
+                os.close(self._fd)
+            self._fd = None
 
     def _put(self, line: bytes) -> None:
         fd = self._current_fd()
@@ -162,7 +170,7 @@ class FileSink:
         if self._fd is not None:
             if self._is_same_file(self._fd):
                 return self._fd
-            self._release()
+            self.close()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # O_NONBLOCK: a FIFO without a reader must fail, not block the daemon.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
@@ -177,9 +185,3 @@ class FileSink:
             return False
         ours = os.fstat(fd)
         return (now.st_dev, now.st_ino) == (ours.st_dev, ours.st_ino)
-
-    def _release(self) -> None:
-        if self._fd is not None:
-            with contextlib.suppress(OSError):
-                os.close(self._fd)
-            self._fd = None
