@@ -11,6 +11,7 @@ from aitbc_aps_miner.world import World
 
 ACTIVE = frozenset({"leased", "acked", "running"})
 _OURS = frozenset({"succeeded", "failed"})
+_CANCELLED = "cancelled"
 
 _log = log.get_logger()
 
@@ -64,7 +65,11 @@ def view_of(view: JobView | None, record: Record) -> View:
         return View.OTHER
     if view.state in ACTIVE:
         return View.LEASED if view.state == "leased" else View.RUNNING
-    return View.FINAL_OURS if view.state in _OURS else View.OTHER
+    # A job that was cancelled on demand ends with what we told of it, too.
+    has_ours = view.state in _OURS or (
+        view.state == _CANCELLED and view.outcome is not None
+    )
+    return View.FINAL_OURS if has_ours else View.OTHER
 
 
 def on_disk_of(job: StoredJob, record: Record) -> OnDisk:

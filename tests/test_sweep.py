@@ -612,6 +612,7 @@ def test_each_coordinator_is_asked_for_its_own_jobs(
         ({"state": "succeeded"}, View.FINAL_OURS),
         ({"state": "failed"}, View.FINAL_OURS),
         ({"state": "cancelled"}, View.OTHER),
+        ({"state": "cancelled", "outcome": {"error_code": "X"}}, View.FINAL_OURS),
         ({"state": "expired"}, View.OTHER),
         ({"state": "queued"}, View.OTHER),
         ({"state": "unheard-of"}, View.OTHER),
