@@ -193,7 +193,7 @@ class Daemon:
         if self._wait_until_idle(config.daemon.drain_s):
             return
         for job in node.jobs():
-            self._callbacks.jobs.control(job.job_id, {"cancel": True})
+            self._callbacks.jobs.control(job.job_id, {"drain": True})
         self._wait_until_idle(config.resources.grace_s + STOP_SLACK_S)
 
     def _wait_until_idle(self, timeout_s: float) -> bool:

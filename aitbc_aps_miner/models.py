@@ -175,6 +175,8 @@ class ExitCause(StrEnum):
     """Its time limit ended it."""
     CANCELLED = "cancelled"
     """The coordinator or the owner ended it."""
+    DRAINED = "drained"
+    """The node drained and its patience ended; the job may run elsewhere."""
     OOM = "oom"
     """Its memory limit ended it, with evidence."""
     OUTPUT = "output"

@@ -17,6 +17,8 @@ _CODE_OF_CAUSE: Mapping[ExitCause, ErrorCode] = {
     ExitCause.EXITED: ErrorCode.E_EXIT,
     ExitCause.DEADLINE: ErrorCode.E_TIMEOUT,
     ExitCause.CANCELLED: ErrorCode.E_CANCELLED,
+    # Not E_CANCELLED, which is for good: this attempt ends with the node's daemon.
+    ExitCause.DRAINED: ErrorCode.E_LOST,
     ExitCause.OOM: ErrorCode.E_OOM,
     # Too much output is a result over its size, whichever file it is in.
     ExitCause.OUTPUT: ErrorCode.E_ARTIFACT,
@@ -27,6 +29,7 @@ _CODE_OF_CAUSE: Mapping[ExitCause, ErrorCode] = {
 _WORDS: Mapping[ExitCause, str] = {
     ExitCause.DEADLINE: "the job's time limit was reached",
     ExitCause.CANCELLED: "cancelled",
+    ExitCause.DRAINED: "the node was drained before the job ended",
     ExitCause.OOM: "the payload was stopped for its memory",
     ExitCause.OUTPUT: "the payload wrote more than it may",
     ExitCause.LEASE: "the lease ran out without contact to the coordinator",

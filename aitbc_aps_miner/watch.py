@@ -2,7 +2,7 @@
 
 The runner asks this object a few times each second. It costs a clock read and, every
 `POLL_S`, one look at the job's control file, through which the daemon (or any daemon
-after it) cancels the job and changes its limits.
+after it) cancels the job, ends it in a drain, and changes its limits.
 """
 
 import threading
@@ -37,6 +37,7 @@ class JobWatch:
         self._read_control = read_control
         self._lock = threading.Lock()
         self._cancelled = False
+        self._drained = False
         self._lease_end: float | None = None
         self._lease_ttl_s: float | None = None
         self._next_poll = 0.0
@@ -77,6 +78,8 @@ class JobWatch:
         with self._lock:
             if self._cancelled:
                 return ExitCause.CANCELLED
+            if self._drained:
+                return ExitCause.DRAINED
             if self._lease_end is not None and self._clock.boottime() > self._lease_end:
                 return ExitCause.LEASE
         return ExitCause.DEADLINE if self.remaining_s() <= 0 else None
@@ -103,6 +106,7 @@ class JobWatch:
         changes = control.get("limits")
         with self._lock:
             self._cancelled = self._cancelled or control.get("cancel") is True
+            self._drained = self._drained or control.get("drain") is True
             if isinstance(changes, Mapping):
                 known = {key: changes[key] for key in LIVE_LIMITS if key in changes}
                 self._limits = replace(self._limits, **known)

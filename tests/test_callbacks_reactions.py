@@ -509,4 +509,4 @@ def test_problems_of_allowlists_are_said_once() -> None:
     desk.ends("probe", probed(problems=["ffmpeg.yaml: unknown key"]))
     assert desk.node.problems == ("ffmpeg.yaml: unknown key",)
     desk.ends("probe", probed())
-    assert desk.node.problems == ()
+    assert len(desk.node.problems) == 0

@@ -48,6 +48,11 @@ MANIFEST = Manifest(job_id="j", attempt=2, runner="cli", timeout_s=1, command="e
             "cancelled",
         ),
         (
+            ExitFacts(cause=ExitCause.DRAINED, exit_code=None),
+            ErrorCode.E_LOST,
+            "the node was drained before the job ended",
+        ),
+        (
             ExitFacts(cause=ExitCause.OOM, exit_code=None),
             ErrorCode.E_OOM,
             "the payload was stopped for its memory",

@@ -127,6 +127,16 @@ def test_cancellation_comes_first() -> None:
     assert told.value.code is ErrorCode.E_CANCELLED
 
 
+def test_a_drain_ends_a_job_as_lost_and_not_as_cancelled() -> None:
+    """Another node may run it; a cancellation would be for good."""
+    job = Watched()
+    job.control = {"drain": True}
+    assert job.watch.stop_cause() is ExitCause.DRAINED
+    with pytest.raises(JobError) as told:
+        job.watch.check()
+    assert told.value.code is ErrorCode.E_LOST
+
+
 def test_a_job_that_may_go_on_is_not_stopped() -> None:
     """The check says nothing."""
     Watched().watch.check()

@@ -17,7 +17,7 @@ from bench_ticks import NoLine
 from bench_tools import Scale, in_turn, median, ms, timed, wait_until
 from bench_world import NODE, PULL, Daemon, LikeTheDaemon, Site, bodies_of
 
-from aitbc_aps_miner import tasks
+from aitbc_aps_miner import intake, tasks
 from aitbc_aps_miner.manifest import parse
 from aitbc_aps_miner.models import Reservation
 from aitbc_aps_miner.world import World
@@ -73,7 +73,7 @@ class _Echoes:
         """Run one in a job process, as the daemon starts it."""
         self._site.submit()
         raw = self._site.pull()
-        job = tasks.job_of(
+        job = intake.job_of(
             self._world,
             parse(raw, max_timeout_s=_JOB_TIMEOUT_S),
             raw,
