@@ -6,6 +6,7 @@ read, and judged again after the move, when no payload can exchange it any more.
 """
 
 import contextlib
+import errno
 import hashlib
 import mimetypes
 import os
@@ -36,6 +37,14 @@ _MAX_DEPTH = 32
 _MAX_FOLDERS = 10_000
 _MAX_PATH_BYTES = 1024
 _CHUNK_BYTES = 1 << 20
+_OUR_TROUBLE = frozenset(
+    {
+        *fs.FULL,
+        *(errno.EIO, errno.EROFS, errno.ESTALE),
+        *(errno.ENOMEM, errno.EMFILE, errno.ENFILE),
+    }
+)
+"""What this machine does wrong, whatever the payload left."""
 _TYPES = mimetypes.MimeTypes()
 """Python's own table: the same on every machine."""
 
@@ -52,9 +61,12 @@ class ArtifactCollector:
     def collect(
         self, manifest: Manifest, workspace: Workspace, facts: ExitFacts
     ) -> tuple[ArtifactFile, ...]:
-        """Move, size, hash and fsync the artifacts. Raises JobError E_ARTIFACT."""
+        """Move, size, hash and fsync the artifacts.
+
+        Raises JobError: E_ARTIFACT, and E_NORES for trouble with the node's disk.
+        """
         self.ignored = []
-        with fs.opened(workspace.root) as root_fd, _disk_errors():
+        with _disk_errors(), _root_of(workspace) as root_fd:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(STORE, 0o700, dir_fd=root_fd)
             with fs.opened(STORE, dir_fd=root_fd) as store_fd:
@@ -296,6 +308,17 @@ def _disk_errors() -> Iterator[None]:
         yield
     except OSError as exc:
         words = exc.strerror or str(exc)
-        raise JobError(
-            ErrorCode.E_ARTIFACT, f"the results cannot be collected: {words}"
-        ) from exc
+        ours = exc.errno in _OUR_TROUBLE
+        code = ErrorCode.E_NORES if ours else ErrorCode.E_ARTIFACT
+        raise JobError(code, f"the results cannot be collected: {words}") from exc
+
+
+@contextlib.contextmanager
+def _root_of(workspace: Workspace) -> Iterator[int]:
+    with contextlib.ExitStack() as stack:
+        try:
+            root_fd = stack.enter_context(fs.opened(workspace.root))
+        except FileNotFoundError as exc:
+            lack = "the results cannot be collected: its workspace was removed"
+            raise JobError(ErrorCode.E_NORES, lack) from exc
+        yield root_fd

@@ -17,6 +17,7 @@ from aitbc_aps_miner.errors import (
     JobError,
     JobGoneError,
     RefusedError,
+    WorkspaceError,
 )
 from aitbc_aps_miner.models import (
     ExitFacts,
@@ -83,9 +84,11 @@ def resume_one(job: Job, workspace: Workspace, ports: Ports) -> JobReport:
     except (JobGoneError, RefusedError) as gone:
         workspace.forget()
         return _report(manifest, JobState.IDLE, message=str(gone))
-    _enter(workspace, JobState.ACKED, manifest, observer)
     outcome = _attempt(job, workspace, ports)
-    workspace.record(outcome)  # durable before anyone is told
+    try:
+        workspace.record(outcome)  # durable before anyone is told
+    except WorkspaceError as error:
+        return _fail_unrecorded(manifest, workspace, ports, error)
     report = deliver(workspace, outcome, ports.coordinator)
     observer.finished(manifest, report)
     return report
@@ -96,6 +99,7 @@ def _attempt(job: Job, workspace: Workspace, ports: Ports) -> Outcome:
     manifest = job.manifest
     facts: ExitFacts | None = None
     try:
+        _enter(workspace, JobState.ACKED, manifest, ports.observer)
         _enter(workspace, JobState.PREP, manifest, ports.observer)
         ports.runner.check(manifest)
         ports.transfer.fetch(manifest, workspace, ports.watch)
@@ -114,6 +118,10 @@ def _attempt(job: Job, workspace: Workspace, ports: Ports) -> Outcome:
         outcome = outcomes.succeeded(manifest, facts, artifacts)
     except JobError as error:
         outcome = outcomes.failed(manifest, error, facts)
+    except WorkspaceError as error:
+        # The node's own disk: elsewhere, or here later, the job may succeed.
+        lack = JobError(ErrorCode.E_NORES, str(error))
+        outcome = outcomes.failed(manifest, lack, facts)
     except Exception as error:  # noqa: BLE001  a defect of ours fails one job, not the node
         error_id = ports.observer.defect(manifest, error)
         outcome = outcomes.failed(manifest, outcomes.defect(error, error_id), facts)
@@ -130,6 +138,24 @@ def _signed(outcome: Outcome, manifest: Manifest, ports: Ports) -> Outcome:
         unsigned = {**outcome.detail, "unsigned": error_id}
         return replace(outcome, detail=unsigned)
     return replace(outcome, receipt=receipt)
+
+
+def _fail_unrecorded(
+    manifest: Manifest, workspace: Workspace, ports: Ports, error: WorkspaceError
+) -> JobReport:
+    """Tell at once that this disk could not keep the outcome, whatever that was.
+
+    Raises the error when nobody hears it: the sweep settles what the disk does hold.
+    """
+    lack = JobError(ErrorCode.E_NORES, str(error))
+    outcome = _signed(outcomes.failed(manifest, lack, None), manifest, ports)
+    try:
+        ports.coordinator.deliver(outcome, workspace.artifact_path, workspace.exec_log)
+    except CoordinatorError:
+        raise error from None
+    report = _report(outcome, JobState.FAILED, outcome)
+    ports.observer.finished(manifest, report)
+    return report
 
 
 def deliver(

@@ -214,7 +214,10 @@ class Collector(Protocol):
     def collect(
         self, manifest: Manifest, workspace: Workspace, facts: ExitFacts
     ) -> tuple[ArtifactFile, ...]:
-        """Move, size, hash and fsync the artifacts. Raises JobError E_ARTIFACT."""
+        """Move, size, hash and fsync the artifacts.
+
+        Raises JobError: E_ARTIFACT, and E_NORES for trouble with the node's disk.
+        """
         ...
 
 

@@ -1,5 +1,6 @@
 """Results are taken out of the payload's reach, and nothing else ever is."""
 
+import errno
 import hashlib
 import os
 import socket
@@ -420,6 +421,39 @@ def test_what_the_disk_refuses_is_the_jobs_error(payload: Payload) -> None:
     (payload.root / ".artifacts").write_text("in the way")
     with pytest.raises(JobError, match="Not a directory"):
         payload.collect()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (errno.ENOSPC, ErrorCode.E_NORES),
+        (errno.EDQUOT, ErrorCode.E_NORES),
+        (errno.EIO, ErrorCode.E_NORES),
+        (errno.EROFS, ErrorCode.E_NORES),
+        (errno.ENAMETOOLONG, ErrorCode.E_ARTIFACT),
+    ],
+)
+def test_trouble_of_the_nodes_own_disk_is_not_the_jobs_fault(
+    payload: Payload, monkeypatch: pytest.MonkeyPatch, number: int, code: ErrorCode
+) -> None:
+    """Elsewhere the same payload succeeds: E_NORES may be tried again."""
+    (payload.root / "work" / "a").write_bytes(b"x")
+
+    def refuse(_fd: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(JobError, match="cannot be collected") as caught:
+        payload.collect(ArtifactSpec(path="a"))
+    assert caught.value.code is code
+
+
+def test_a_workspace_that_was_removed_is_not_the_jobs_fault(payload: Payload) -> None:
+    """Somebody cleaned up on the node."""
+    payload.root.rename(payload.root.with_name("gone"))
+    with pytest.raises(JobError, match="its workspace was removed") as caught:
+        payload.collect(ArtifactSpec(path="a"))
+    assert caught.value.code is ErrorCode.E_NORES
 
 
 def test_a_file_that_grows_while_it_is_hashed_is_refused(

@@ -14,6 +14,7 @@ from aitbc_aps_miner.errors import (
     JobGoneError,
     RefusedError,
     UnavailableError,
+    WorkspaceError,
 )
 from aitbc_aps_miner.lifecycle import Job, Ports, deliver, run_one
 from aitbc_aps_miner.models import (
@@ -51,6 +52,8 @@ class World:
     ack_error: CoordinatorError | None = None
     deliver_errors: list[CoordinatorError] = field(default_factory=list)
     fetch_error: Exception | None = None
+    full_at: str | None = None
+    """The write that the disk refuses."""
     facts: ExitFacts = GOOD
     stop: ExitCause | None = None
     sign_error: JobError | None = None
@@ -70,10 +73,16 @@ class World:
         return self
 
     def enter(self, state: JobState, **facts: Any) -> None:
+        self.refuse_when_full(state.value)
         self.state = state
         self.told.append(state.value)
 
+    def refuse_when_full(self, write: str) -> None:
+        if self.full_at == write:
+            raise WorkspaceError(f"cannot {write}: disk full")
+
     def mark_spawn(self, **facts: Any) -> None:
+        self.refuse_when_full("spawn-mark")
         self.state = JobState.RUNNING
         self.told.append("spawn-mark")
 
@@ -81,6 +90,7 @@ class World:
         return {"RUNNING": 1.0}
 
     def record(self, outcome: Outcome) -> None:
+        self.refuse_when_full("record")
         self.recorded.append(outcome)
         self.told.append("record")
 
@@ -259,14 +269,34 @@ def test_an_unanswered_ack_leaves_the_claim() -> None:
             ErrorCode.E_EXIT,
         ),
         (World(fetch_error=KeyError("a bug of ours")), ErrorCode.E_INTERNAL),
+        (World(full_at="ACKED"), ErrorCode.E_NORES),
+        (World(full_at="PREP"), ErrorCode.E_NORES),
+        (World(full_at="spawn-mark"), ErrorCode.E_NORES),
     ],
-    ids=["input", "cancelled", "exit", "defect"],
+    ids=["input", "cancelled", "exit", "defect", "acked", "prep", "spawn"],
 )
 def test_what_goes_wrong_becomes_the_outcome(world: World, code: ErrorCode) -> None:
     """A failure is recorded and delivered like any other outcome."""
     report = go(world)
     assert (report.state, report.code) == (JobState.FAILED, code)
     assert world.told[-5:-1] == ["record", "UPLOADING", "fail", "delivered"]
+
+
+def test_an_outcome_that_no_disk_keeps_is_a_failure_told_at_once() -> None:
+    """Whatever the payload achieved: nothing durable can stand for it."""
+    world = World(full_at="record")
+    report = go(world)
+    assert (report.state, report.code) == (JobState.FAILED, ErrorCode.E_NORES)
+    assert report.message == "cannot record: disk full"
+    assert world.told[-3:] == ["collect", "fail", "finished FAILED"]
+
+
+def test_an_outcome_that_no_disk_keeps_and_nobody_hears_of_is_the_sweeps() -> None:
+    """What is on disk says that the payload may have run."""
+    world = World(full_at="record", deliver_errors=[UnavailableError("503")])
+    with pytest.raises(WorkspaceError, match="disk full"):
+        go(world)
+    assert "delivered" not in world.told
 
 
 def test_an_unreachable_coordinator_means_retry() -> None:

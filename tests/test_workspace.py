@@ -1,5 +1,6 @@
 """A job's directory: durable in the right order, one owner, gone when it should be."""
 
+import errno
 import json
 import os
 import subprocess
@@ -25,6 +26,7 @@ from aitbc_aps_miner.models import (
     Outcome,
     Reservation,
 )
+from aitbc_aps_miner.util import fs
 from aitbc_aps_miner.workspace import Workspace, Workspaces, read_control
 from aitbc_aps_miner.workspace.record import (
     Claim,
@@ -133,7 +135,7 @@ def test_a_claim_is_complete_and_holds_no_secret(home: Workspaces) -> None:
         reservation=RESERVATION,
         claimed_at="2023-11-14T22:30:00.000Z",
     )
-    assert _names(home.root) == ["job-1"]
+    assert _names(home.root) == [".trash", "job-1"]
 
 
 def test_a_claim_is_synced_before_it_gets_its_name(
@@ -388,12 +390,14 @@ def test_a_forgotten_job_can_be_claimed_again(home: Workspaces) -> None:
 
 
 def test_a_rerun_starts_with_empty_folders(home: Workspaces) -> None:
-    """What the first run left is gone, also where it put a link."""
+    """What the first run left is gone, also where it put a link, and its orders."""
     workspace = _claim(home)
     (workspace.root / "work" / "old").write_text("x")
     (workspace.root / "output").rmdir()
     (workspace.root / "output").symlink_to("/etc")
+    home.write_control("job-1", {"cancel": True})
     workspace.renew()
+    assert read_control(workspace.root) == {}
     assert [_names(workspace.root / name) for name in ("work", "output")] == [
         [],
         [],
@@ -476,7 +480,7 @@ def _damage_link(path: Path) -> None:
     ],
 )
 def test_damage_is_reported_and_removable(home: Workspaces, damage: Any) -> None:
-    """A damaged workspace has its reason, cannot be claimed or opened, but removed."""
+    """A damaged workspace has its reason, and cannot be opened, but removed."""
     workspace = _claim(home)
     workspace.close()
     damage(workspace.root)
@@ -485,12 +489,95 @@ def test_damage_is_reported_and_removable(home: Workspaces, damage: Any) -> None
     assert found.record is None
     assert found.damaged
     assert not found.delivered
-    with pytest.raises(WorkspaceError):
-        _claim(home)
+    assert not found.unreadable
     with pytest.raises(WorkspaceError):
         home.open("job-1")
     assert home.remove("job-1")
     assert home.find("job-1") is None
+
+
+def test_a_claim_moves_what_is_damaged_out_of_its_way(
+    home: Workspaces, clock: FakeClock
+) -> None:
+    """Each time to a name of its own, for the owner to see until it expires."""
+    for _ in range(2):
+        (home.root / "job-1" / "output").mkdir(parents=True)
+        _claim(home).close()
+        assert _record(home).job_id == "job-1"
+        home.remove("job-1")
+    first, second = _names(home.root / ".damaged")
+    assert (first, second[:6]) == ("job-1", "job-1.")
+    assert (home.root / ".damaged" / "job-1" / "output").is_dir()
+    assert list(home.names()) == []
+    born = (home.root / ".damaged" / "job-1").lstat().st_ctime
+    clock.now = born - 1_700_000_000 + 59
+    home.expire_damaged(60)
+    assert len(_names(home.root / ".damaged")) == 2
+    clock.now += 60
+    home.expire_damaged(60)
+    assert _names(home.root / ".damaged") == []
+
+
+def test_a_damaged_job_whose_process_lives_stays(home: Workspaces) -> None:
+    """Its process may still deliver."""
+    workspace = _claim(home)
+    (workspace.root / "state.json").write_text("{")
+    with pytest.raises(WorkspaceBusyError):
+        _claim(home, attempt=2)
+    workspace.close()
+    _claim(home, attempt=2).close()
+    assert _names(home.root / ".damaged") == ["job-1"]
+
+
+def test_what_can_not_be_read_now_may_be_whole(
+    home: Workspaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of the disk is no damage of the job: it stays where it is."""
+    _claim(home).close()
+
+    def broken(*_args: Any, **_more: Any) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fs, "read_capped", broken)
+        found = home.find("job-1")
+        assert found is not None
+        assert (found.record, found.unreadable) == (None, True)
+        with pytest.raises(WorkspaceError, match="can't be read"):
+            _claim(home, attempt=2)
+    assert _record(home).attempt == 1
+
+
+def test_a_disk_filled_by_the_payload_gives_room_for_the_outcome(
+    home: Workspaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What only the payload needed goes; before its end nothing does."""
+    workspace = _claim(home)
+    (workspace.root / "work" / "junk").write_text("x")
+    replace_file = fs.replace
+
+    def full(*args: Any, **more: Any) -> None:
+        if (workspace.root / "work").exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace_file(*args, **more)
+
+    monkeypatch.setattr(fs, "replace", full)
+    with pytest.raises(WorkspaceError, match="ENOSPC"):
+        workspace.enter(JobState.UPLOADING)
+    assert (workspace.root / "work" / "junk").exists()
+    workspace.record(_outcome())
+    workspace.enter(JobState.UPLOADING)
+    assert workspace.load_outcome() == _outcome()
+
+
+def test_a_workspace_that_was_removed_is_named_so(home: Workspaces) -> None:
+    """A person did it: no other words say what happened."""
+    workspace = _claim(home)
+    workspace.root.rename(home.root / ".gone")
+    with pytest.raises(WorkspaceError, match="its workspace was removed"):
+        workspace.mark_spawn()
+    with pytest.raises(WorkspaceError, match="its workspace was removed"):
+        workspace.record(_outcome())
 
 
 def test_a_damaged_outcome_is_an_error(home: Workspaces) -> None:

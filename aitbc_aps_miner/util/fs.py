@@ -20,6 +20,9 @@ from typing import Any
 
 TRASH = ".trash"
 
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""What a disk without room for another byte or name says."""
+
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -140,18 +143,32 @@ def remove_tree(
 ) -> bool:
     """Take `path` away at once and delete it; whether nothing of it is left.
 
-    It is renamed into `trash` (default: `.trash` beside it, same file system) first:
-    the name is free when this returns, also when the budget was too small. What is
-    left is for `empty_trash`. Links are removed, never followed; a mounted file
-    system is left alone.
+    A tree is renamed into `trash` (default: `.trash` beside it) first: the name is
+    free when this returns, also when the budget was too small. What is left is for
+    `empty_trash`. Links are removed, never followed; a mounted file system is left
+    alone. Where `trash` is there already, a full disk is no obstacle.
     """
-    trash = trash or path.with_name(TRASH)
-    heap = trash / secrets.token_hex(8)
-    heap.mkdir(mode=0o700, parents=True)
     try:
-        path.rename(heap / "0")
+        if not stat.S_ISDIR(path.lstat().st_mode):
+            path.unlink()
+            return True
+    except FileNotFoundError:
+        return True
+    trash = trash or path.with_name(TRASH)
+    trash.mkdir(mode=0o700, parents=True, exist_ok=True)
+    heap = trash / secrets.token_hex(8)
+    target = heap / "0"
+    try:
+        heap.mkdir(mode=0o700)
     except OSError as exc:
-        heap.rmdir()
+        if exc.errno not in FULL:
+            raise
+        target = heap  # no room for a directory more: the tree is its own heap
+    try:
+        path.rename(target)
+    except OSError as exc:
+        with contextlib.suppress(FileNotFoundError):
+            heap.rmdir()
         if exc.errno == errno.ENOENT:
             return True
         raise

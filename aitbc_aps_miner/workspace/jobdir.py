@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ SETTLED_MODE = 0o400
 """state.json's mode once nothing is owed: one stat tells, and it comes and goes with
 the content in one rename."""
 
+_PAYLOADS = ("input", "work")
+"""What only a payload needs: nothing of it is read once the payload has ended."""
 _KEPT_BURIED = frozenset({"state.json", "outcome.json", "lock"})
 
 
@@ -91,10 +93,14 @@ class Workspace:
         return self._record.timings(self._now())
 
     def record(self, outcome: Outcome) -> None:
-        """Make the outcome durable; nobody is told before this returns."""
-        with explained("cannot record the outcome"):
+        """Make the outcome durable; nobody is told before this returns.
+
+        A disk that the job itself filled is freed of what only its payload needed.
+        """
+        what, path = "cannot record the outcome", self.root / "outcome.json"
+        with explained(what):
             data = to_bytes(outcome_to_json(outcome))
-            fs.write_durable(self.root / "outcome.json", data)
+        self._store(what, lambda: fs.write_durable(path, data), payload_ended=True)
         self._recorded = True
 
     def load_outcome(self) -> Outcome | None:
@@ -114,27 +120,32 @@ class Workspace:
         """Make durable that the coordinator has it, and drop the inputs."""
         self._end(outcome, delivered_at=self._now().realtime, dropped=None)
         with explained("cannot drop the inputs"):
-            for folder in ("input", "work"):
-                self._discard(self.root / folder)
+            self._make_room()
 
     def mark_dropped(self, outcome: Outcome, reason: str) -> None:
         """Note that nobody will take the outcome; it is kept for the owner."""
         self._end(outcome, delivered_at=None, dropped=reason)
 
     def renew(self) -> None:
-        """Empty the folders of an attempt that is to be run again."""
+        """Empty the folders of an attempt that is to be run again.
+
+        Orders given to the earlier one are void: it may have been told to stop.
+        """
         with explained("cannot renew"):
+            (self.root / CONTROL).unlink(missing_ok=True)
             for folder in FOLDERS:
                 self._discard(self.root / folder)
                 (self.root / folder).mkdir(mode=0o700)
 
     def bury(self) -> None:
         """Keep only what recognises the job when it is handed out again."""
-        self._save(replace(self._record, buried=True), durable=True)
-        with explained("cannot bury"):
-            for entry in list(self.root.iterdir()):
-                if entry.name not in _KEPT_BURIED:
-                    self._discard(entry)
+        buried = replace(self._record, buried=True)
+        try:
+            self._save(buried, durable=True)
+        except WorkspaceError:
+            self._discard_files()  # a full disk has no room for the mark before
+            self._save(buried, durable=True)
+        self._discard_files()
 
     def forget(self) -> None:
         """Remove the directory: the job never was ours."""
@@ -150,6 +161,16 @@ class Workspace:
 
     def _now(self) -> Moment:
         return moment_of(self._clock)
+
+    def _make_room(self) -> None:
+        for folder in _PAYLOADS:
+            self._discard(self.root / folder)
+
+    def _discard_files(self) -> None:
+        with explained("cannot bury"):
+            for entry in list(self.root.iterdir()):
+                if entry.name not in _KEPT_BURIED:
+                    self._discard(entry)
 
     def _discard(self, path: Path) -> None:
         trash = self.root.parent / fs.TRASH
@@ -182,12 +203,31 @@ class Workspace:
         )
         data = to_bytes(record.to_json())
         path = self.root / "state.json"
-        with explained(f"cannot store the state {record.state}"):
-            mode = SETTLED_MODE if record.settled else 0o600
+        mode = SETTLED_MODE if record.settled else 0o600
+
+        def write() -> None:
             fs.replace(path, data, sync=fragile or durable, mode=mode)
             if durable:
                 fs.fsync_dir(self.root)
+
+        what = f"cannot store the state {record.state}"
+        self._store(what, write, payload_ended=self._recorded)
         self._record = record
+
+    def _store(
+        self, what: str, write: Callable[[], None], *, payload_ended: bool
+    ) -> None:
+        """Write; a disk that is full of the payload's bytes is freed of them first."""
+        with explained(what):
+            try:
+                write()
+            except FileNotFoundError as exc:
+                raise WorkspaceError(f"{what}: its workspace was removed") from exc
+            except OSError as exc:
+                if not payload_ended or exc.errno not in fs.FULL:
+                    raise
+                self._make_room()
+                write()
 
 
 def read_control(root: Path) -> dict[str, Any]:

@@ -8,6 +8,9 @@ Layout of `<root>/<job-id>/`::
     lock          flock held as long as the job's process lives
     input/ work/ output/ logs/ .artifacts/    the bytes
     .control.json what the daemon tells a running job
+
+Beside the jobs lie `.trash/`, what is being deleted, and `.damaged/`, what was found in
+a job's place and can't be read as one.
 """
 
 import contextlib
@@ -30,7 +33,7 @@ from aitbc_aps_miner.errors import (
 )
 from aitbc_aps_miner.models import Manifest, Origin, Reservation
 from aitbc_aps_miner.ports import Clock
-from aitbc_aps_miner.util import fs
+from aitbc_aps_miner.util import fs, log
 from aitbc_aps_miner.workspace import lock
 from aitbc_aps_miner.workspace.jobdir import (
     CONTROL,
@@ -50,9 +53,17 @@ from aitbc_aps_miner.workspace.jobdir import (
 from aitbc_aps_miner.workspace.record import Claim, Record, without_secrets
 
 _JOB_ID = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+DAMAGED = ".damaged"
 _CLAIMING = ".claim."
 _STALE_CLAIM_S = 600
 """No claim takes this long: its process is dead."""
+_DAMAGE = frozenset(
+    {errno.EACCES, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.EPERM}
+)
+"""What stays so however often it is read; any other error is the disk's, not the
+job's."""
+
+_log = log.get_logger()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +77,8 @@ class StoredJob:
     lock_held: bool = False
     """Its process lives; not asked for delivered jobs, nothing depends on it there."""
     damaged: str | None = None
+    unreadable: bool = False
+    """Its files may be whole, but could not be read now."""
 
     @property
     def delivered(self) -> bool:
@@ -114,6 +127,7 @@ class Workspaces:
         )
         with explained(f"cannot claim {job_id}"):
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._trash.mkdir(mode=0o700, exist_ok=True)  # a full disk needs it there
             self._refuse_repeat(claim)
             return self._make(claim, first_record(claim, now, process_facts()))
 
@@ -158,8 +172,11 @@ class Workspaces:
         except FileNotFoundError:
             # Without job.json it is no claim of ours, or it went away meanwhile.
             return _damaged(job_id, "job.json is missing") if path.exists() else None
-        except (OSError, ValueError) as exc:
+        except ValueError as exc:
             return _damaged(job_id, str(exc))
+        except OSError as exc:
+            found = _damaged(job_id, str(exc))
+            return replace(found, unreadable=exc.errno not in _DAMAGE)
         found = StoredJob(job_id=job_id, record=record, outcome_recorded=True)
         if found.delivered:
             return found
@@ -179,6 +196,34 @@ class Workspaces:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 stack.callback(os.close, lock.take(path, self._clock))
             return self._discard(path, budget_s=budget_s)
+
+    def set_aside(self, job: StoredJob) -> None:
+        """Move what can't be read as a job out of its place, for the owner to see.
+
+        Raises WorkspaceBusyError when a process holds its lock, WorkspaceError when
+        it can't be moved or may be whole.
+        """
+        path, aside = self.root / _checked(job.job_id), self.root / DAMAGED / job.job_id
+        if job.unreadable:
+            raise WorkspaceError(f"{job.job_id} can't be read: {job.damaged}")
+        with explained(f"cannot set {job.job_id} aside"), contextlib.ExitStack() as end:
+            with contextlib.suppress(OSError):  # no lock that can be held
+                end.callback(os.close, lock.take(path, self._clock))
+            aside.parent.mkdir(mode=0o700, exist_ok=True)
+            if os.path.lexists(aside):
+                aside = aside.with_name(f"{aside.name}.{secrets.token_hex(4)}")
+            path.rename(aside)
+        _log.warning(
+            "job.damaged", job_id=job.job_id, reason=job.damaged, moved_to=str(aside)
+        )
+
+    def expire_damaged(self, keep_s: float) -> None:
+        """Throw away what was set aside longer than `keep_s` ago."""
+        with explained("cannot expire what is damaged"):
+            for path in (self.root / DAMAGED).glob("*"):
+                # A rename sets it, and nobody else can.
+                if self._clock.realtime() - path.lstat().st_ctime > keep_s:
+                    self._discard(path, budget_s=0)
 
     def tidy(self, *, budget_s: float) -> bool:
         """Delete what removals and dead claims left; whether nothing is left."""
@@ -212,7 +257,8 @@ class Workspaces:
         if found is None:
             return
         if found.record is None:
-            raise WorkspaceError(f"{claim.job_id} is damaged: {found.damaged}")
+            self.set_aside(found)
+            return
         if found.record.attempt >= claim.attempt:
             raise AttemptHereError(
                 claim.job_id,
