@@ -174,6 +174,7 @@ class Daemon:
         if drains and node.jobs():
             self._drain()
         self._reload.stop()
+        self._callbacks.end()
         self._parts.scheduler.stop()
         self._parts.executor.shutdown(wait=False)
         self._status.stop()
@@ -185,7 +186,9 @@ class Daemon:
         if self._asked[0] == "SIGINT" or wish == "drain":
             return True
         # As PID 1 the whole container ends with us; at a terminal a person waits.
-        return wish == "auto" and (os.getpid() == 1 or sys.stdin.isatty())
+        # There is no stdin where the program was started with it closed.
+        is_terminal = sys.stdin is not None and sys.stdin.isatty()
+        return wish == "auto" and (os.getpid() == 1 or is_terminal)
 
     def _drain(self) -> None:
         node, config = self._parts.node, self._source.current.config

@@ -8,6 +8,7 @@ from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_EXECUTED, JobExecution
 from daemon_fakes import Bench, config_of, gpu, job_report
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from aitbc_aps_miner.callbacks import HEARTBEAT_GAP_S, Callbacks
 from aitbc_aps_miner.executor import TaskEnd, TaskFailedError, TaskOutcome
@@ -58,6 +59,20 @@ class Desk(Bench):
     def gates(self) -> dict[str, str]:
         """Give the closed gates and their reasons."""
         return {gate.name: gate.reason for gate in self.node.gates()}
+
+
+def test_the_end_of_the_daemon_is_no_failure_of_its_ticks() -> None:
+    """What it kills or refuses is discarded quietly; what comes home is heard."""
+    desk = Desk()
+    desk.callbacks.end()
+    with capture_logs() as events:
+        desk.dies("probe", TaskEnd.REFUSED)
+        desk.dies("heartbeat")
+        desk.dies("pull")
+        desk.ends("sweep", undelivered=3)
+    assert events == []
+    assert (desk.node.heartbeat_failures, list(desk.node.ticks)) == (0, ["sweep"])
+    assert desk.node.undelivered == 3
 
 
 # Heartbeat

@@ -50,6 +50,7 @@ class Callbacks:
         self._heartbeat_asked = False
         self._register_again = False
         self._unknown_heartbeats = 0
+        self._is_ending = False
         self._began: dict[str, float] = {}
         self._reactions = {
             "heartbeat": lambda _, report: self._heartbeat_ended(report),
@@ -65,8 +66,14 @@ class Callbacks:
         """Note when a tick or a job was given to a process."""
         self._began[job_id] = self._parts.clock.monotonic()
 
+    def end(self) -> None:
+        """Take no notice any more of ticks that die: the daemon's own end ends them."""
+        self._is_ending = True
+
     def on_event(self, event: JobExecutionEvent) -> None:
         """React to the end of a tick or a job, however it ended."""
+        if self._is_ending and event.exception is not None:
+            return
         name, _, key = event.job_id.partition(":")
         report = event.retval if isinstance(event.retval, Mapping) else None
         if event.exception is not None:
