@@ -12,8 +12,10 @@ from typing import Any
 from aitbc_aps_miner.models import Gpu
 from aitbc_aps_miner.util.words import utc_text
 
-# A heartbeat may be late by its jitter, one backoff and one call; three in a row not.
 _MISSED = 3
+# A heartbeat may be late by its jitter and one slow call (20 s is a call's default
+# limit), but by no more than an interval: else a fast node could miss a fourth one,
+# a fifth and so on, and be called healthy.
 _SLACK_S = 20.0
 
 
@@ -132,9 +134,11 @@ def is_healthy(view: HealthView) -> bool:
     """
     if not view.heartbeats_offered:
         return True
-    age_s = view.last_heartbeat_age_s
-    age_s = view.uptime_s if age_s is None else age_s
-    return age_s <= _MISSED * view.heartbeat_interval_s + _SLACK_S
+    interval_s, age_s = view.heartbeat_interval_s, view.last_heartbeat_age_s
+    if age_s is None:
+        # Starting takes what it takes, however fast heartbeats are going to be.
+        return view.uptime_s <= _MISSED * interval_s + _SLACK_S
+    return age_s <= _MISSED * interval_s + min(_SLACK_S, interval_s)
 
 
 def not_ready_because(view: HealthView) -> tuple[str, ...]:
