@@ -12,6 +12,7 @@ from aitbc_aps_miner.callbacks import Callbacks
 from aitbc_aps_miner.callbacks.parts import Parts
 from aitbc_aps_miner.executor import Isolated
 from aitbc_aps_miner.tokens import place_of
+from aitbc_aps_miner.world import origin_of
 
 
 class Briefing:
@@ -56,13 +57,17 @@ class Briefing:
         return {"host": dict(node.host), "gpus": [asdict(gpu) for gpu in node.gpus]}
 
     def _heartbeat(self) -> Mapping[str, Any]:
-        node = self._parts.node
+        node, here = self._parts.node, origin_of(self._parts.config)
         capacity = node.capacity()
         return {
             **self._access(),
             **self._machine(),
             "digest": self._parts.source.current.digest,
-            "running": [job.job_id for job in node.jobs()],
+            # A coordinator that is told of jobs which it gave to another name, or
+            # never gave, asks for their end.
+            "running": [
+                job.job_id for job in node.jobs() if job.origin in (None, here)
+            ],
             "slots_free": {"cpu": capacity.cpu_free, "gpu": capacity.gpu_free},
             "draining": node.draining or node.is_closed("drain-request"),
         }

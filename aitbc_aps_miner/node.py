@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from aitbc_aps_miner.models import Gpu, Reservation
+from aitbc_aps_miner.models import Gpu, Origin, Reservation
 from aitbc_aps_miner.ports import Clock
 from aitbc_aps_miner.slots import Capacity
 
@@ -39,6 +39,8 @@ class Running:
     adopted: bool = False
     root: str = ""
     """Workspace root that the job lives under; it may differ from today's."""
+    origin: Origin | None = None
+    """Whose job it is; it may be another coordinator's or name's than today's."""
 
 
 @dataclass(frozen=True, kw_only=True)

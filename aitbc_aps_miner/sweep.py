@@ -284,6 +284,7 @@ class _Settling:
                 "state": record.state,
                 "reservation": asdict(record.reservation),
                 "root": str(workspaces.root),
+                "origin": asdict(record.origin),
             }
         )
 

@@ -1,5 +1,6 @@
 """What each child is told when it starts."""
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from aitbc_aps_miner.executor import Isolated
 from aitbc_aps_miner.models import Reservation
 from aitbc_aps_miner.node import Running
 from aitbc_aps_miner.tokens import place_of
+from aitbc_aps_miner.world import origin_of
 
 CALL = Isolated(ref="x:y")
 
@@ -90,6 +92,18 @@ def test_a_heartbeat_tells_the_true_counts() -> None:
         "draining": False,
     }
     assert told["gpus"][0]["uuid"] == "GPU-0"
+
+
+@pytest.mark.parametrize("field", ["base_url", "node_id"])
+def test_a_heartbeat_tells_no_job_of_another_origin(field: str) -> None:
+    """Its coordinator would take it for a stranger and ask for its end."""
+    node = Told()
+    here = asdict(origin_of(node.parts.config))
+    theirs = {**here, field: "another"}
+    node.callbacks.jobs.start(job_report("here", origin=here))
+    node.callbacks.jobs.start(job_report("there", origin=theirs))
+
+    assert node.of("heartbeat")["running"] == ["own", "adopted", "here"]
 
 
 @pytest.mark.parametrize("why", ["daemon", "coordinator"])

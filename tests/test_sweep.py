@@ -4,6 +4,7 @@ import contextlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,8 @@ def test_a_running_job_is_reported_until_it_is_adopted_and_after(
     """Logged once, when it is found."""
     workspace = site.claim(acked(server))
     workspace.mark_spawn()
-    found = {"running": [{**RUNNING, "root": str(site.root)}]}
+    whose = {"root": str(site.root), "origin": asdict(site.origin)}
+    found = {"running": [{**RUNNING, **whose}]}
     assert quiet(site.sweep()) == found
     assert len(site.line.events("job.settle")) == 1
     assert quiet(site.sweep(adopted=["j"])) == found

@@ -7,7 +7,7 @@ from aitbc_aps_miner import hooks
 from aitbc_aps_miner.callbacks.deliveries import Deliveries
 from aitbc_aps_miner.callbacks.parts import Parts
 from aitbc_aps_miner.executor import Isolated
-from aitbc_aps_miner.models import JobState, Reservation
+from aitbc_aps_miner.models import JobState, Origin, Reservation
 from aitbc_aps_miner.node import Running
 from aitbc_aps_miner.scheduler import TASKS
 from aitbc_aps_miner.util import log
@@ -161,6 +161,7 @@ class Jobs:
             state=str(job.get("state", JobState.PULLING)),
             adopted=adopted,
             root=str(job["root"]),
+            origin=Origin(**job["origin"]) if "origin" in job else None,
         )
 
     # Hooks of third parties
