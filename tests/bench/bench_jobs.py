@@ -17,7 +17,7 @@ from bench_ticks import NoLine
 from bench_tools import Scale, in_turn, median, ms, timed, wait_until
 from bench_world import NODE, PULL, Daemon, LikeTheDaemon, Site, bodies_of
 
-from aitbc_aps_miner import intake, tasks
+from aitbc_aps_miner import intake
 from aitbc_aps_miner.manifest import parse
 from aitbc_aps_miner.models import Reservation
 from aitbc_aps_miner.world import World
