@@ -15,15 +15,15 @@ from aitbc_aps_miner.world import World
 EXPIRE_BUDGET_S = 20.0
 
 
-def expire(world: World, settled: list[tuple[Workspaces, Glance]]) -> float:
+def expire(world: World, settled: list[tuple[Workspaces, Glance]], root: Path) -> float:
     """Remove what is past its time, and more, oldest first, on a full disk.
 
     What stays for another `results.keep_trying` is a tombstone that recognises a job
-    handed out again. Gives the disk use in per cent.
+    handed out again. Gives the use of the disk that `root` is on, in per cent.
     """
     config, now = world.config, world.clock.realtime()
     budget_ends = world.clock.monotonic() + EXPIRE_BUDGET_S
-    used_pct = disk_used_pct(config.workspace.root)
+    used_pct = disk_used_pct(root)
     pressed = used_pct >= config.workspace.disk_high_pct
     settled.sort(key=lambda pair: pair[1].written_at)
     for workspaces, job in settled:
@@ -34,7 +34,7 @@ def expire(world: World, settled: list[tuple[Workspaces, Glance]]) -> float:
             break  # oldest first: all that follow are younger
         with suppress(WorkspaceError):
             if _end(config, workspaces, job.job_id, age_s, pressed=pressed):
-                used_pct = disk_used_pct(config.workspace.root)
+                used_pct = disk_used_pct(root)
                 pressed = pressed and used_pct >= config.workspace.disk_low_pct
     return used_pct
 
@@ -46,7 +46,10 @@ def _end(
     if not (workspaces.root / job_id / "job.json").exists():  # buried before
         return age_s > config.results.keep_trying and workspaces.remove(job_id)
     found = workspaces.find(job_id)
-    if found is None or found.record is None:
+    if found is None:
+        return False
+    if found.record is None:
+        workspaces.set_aside(found)
         return False
     done = found.record.state is JobState.DONE
     keep = config.workspace.keep_success if done else config.workspace.keep_failed

@@ -4,7 +4,7 @@ What to do is decided by reconcile.decide; here are the deeds. Jobs that the dae
 itself counts are left alone. Files of settled jobs expire in expiry.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -66,34 +66,18 @@ def sweep(
         frozenset(adopted),
         root=roots[0],
     )
-    settled: list[tuple[Workspaces, Glance]] = []
-    here = set(held)
-    all_seen = True
+    settling.here.update(held)
     for root in roots:
-        workspaces = world.workspaces(root)
-        try:
-            jobs = list(workspaces.glance())
-        except OSError as error:
-            _log.warning("root.unreadable", root=root, reason=str(error))
-            all_seen = False
-            continue
-        for seen in jobs:
-            if seen.job_id in held:
-                continue
-            here.add(seen.job_id)
-            if seen.settled:
-                settled.append((workspaces, seen))
-            elif (job := workspaces.find(seen.job_id)) is not None:
-                settling.settle(workspaces, job)
+        settling.settle_root(world.workspaces(root), held)
+    settling.settle_the_rest(orphans)
+    used_pct = expire(world, settling.settled, Path(roots[0]))
+    for root in roots:
         with suppress(WorkspaceError):
-            workspaces.tidy(budget_s=EXPIRE_BUDGET_S)
-    # Of a job under two roots the attempt under today's is the later one.
-    kept = {job.job_id: workspaces for workspaces, job in reversed(settled)}
-    if all_seen:  # else what seems to be missing may lie where nobody can look now
-        settling.settle_the_rest(here, kept, orphans)
-    used_pct = expire(world, settled)
+            world.workspaces(root).expire_damaged(world.config.workspace.keep_failed)
+            world.workspaces(root).tidy(budget_s=EXPIRE_BUDGET_S)
     return {
         **settling.report,
+        "running": settling.still_running(),
         "disk_used_pct": used_pct,
         "unwritable": _unwritable(Path(roots[0])),
     }
@@ -125,6 +109,9 @@ class _Settling:
         self._adopted = adopted
         self._root = root
         self._views = Views(world)
+        self._all_seen = True
+        self.here: set[str] = set()
+        self.settled: list[tuple[Workspaces, Glance]] = []
         self.report: dict[str, Any] = {
             "running": [],
             "run": [],
@@ -135,12 +122,59 @@ class _Settling:
             "damaged": [],
         }
 
+    def settle_root(self, workspaces: Workspaces, held: Collection[str]) -> None:
+        """Settle every job under one root but those of the daemon itself."""
+        try:
+            jobs = list(workspaces.glance())
+        except OSError as error:
+            root = str(workspaces.root)
+            _log.warning("root.unreadable", root=root, reason=str(error))
+            self._all_seen = False
+            return
+        for seen in jobs:
+            if seen.job_id in held:
+                continue
+            job = None if seen.settled else workspaces.find(seen.job_id)
+            if job is not None and self._is_set_aside(workspaces, job):
+                continue
+            self.here.add(seen.job_id)
+            if seen.settled:
+                self.settled.append((workspaces, seen))
+            elif job is not None:
+                self.settle(workspaces, job)
+
+    def still_running(self) -> list[dict[str, Any]]:
+        """Give the jobs that were found running, but those that ended meanwhile.
+
+        One that the daemon started and heard the end of during this sweep would be
+        adopted for nothing. Those adopted before are looked at again in any case.
+        """
+        return [
+            job
+            for job in self.report["running"]
+            if job["job_id"] in self._adopted or self._is_alive(job)
+        ]
+
+    def _is_alive(self, job: Mapping[str, Any]) -> bool:
+        found = self._world.workspaces(job["root"]).find(job["job_id"])
+        return found is not None and found.lock_held
+
+    def _is_set_aside(self, workspaces: Workspaces, job: StoredJob) -> bool:
+        """Move a damaged job out of the way of a new claim; one in use stays."""
+        if job.record is not None:
+            return False
+        self.report["damaged"].append(job.job_id)
+        try:
+            workspaces.set_aside(job)
+        except WorkspaceError as error:
+            _log.warning("job.unsettled", job_id=job.job_id, reason=str(error))
+            return False
+        return True
+
     def settle(self, workspaces: Workspaces, job: StoredJob) -> None:
         """Decide about one job and do it; what can't be done now waits."""
         if job.record is None:
-            self.report["damaged"].append(job.job_id)
-            _log.warning("job.damaged", job_id=job.job_id, reason=job.damaged)
-            return
+            return  # damaged, and in use or on a bad disk
         on_disk = on_disk_of(job, job.record)
         # A job process without a daemon keeps trying by itself, and holds no slot.
         waits = job.outcome_recorded and job.record.state is JobState.RETRY_WAIT
@@ -174,10 +208,13 @@ class _Settling:
             # One damaged workspace must not keep the others from being settled.
             _log.warning("job.unsettled", job_id=job.job_id, reason=str(error))
 
-    def settle_the_rest(
-        self, here: set[str], kept: Mapping[str, Workspaces], orphans: list[str]
-    ) -> None:
+    def settle_the_rest(self, orphans: list[str]) -> None:
         """Settle what the coordinator expects of us and we have done or never had."""
+        if not self._all_seen:
+            return  # what seems to be missing may lie where nobody can look now
+        # Of a job under two roots the attempt under today's is the later one.
+        kept = {job.job_id: where for where, job in reversed(self.settled)}
+        here = set(self.here)
         try:
             listed = self._views.active(self._world.origin) or {}
         except CoordinatorError:

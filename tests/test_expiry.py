@@ -63,7 +63,7 @@ def run(site: Site) -> float:
     """Expire what is due."""
     world = World(site.line, site.access["config"], None)
     glances = [(site.workspaces, seen) for seen in site.workspaces.glance()]
-    return expire(world, [pair for pair in glances if pair[1].settled])
+    return expire(world, [pair for pair in glances if pair[1].settled], site.root)
 
 
 def kept(site: Site) -> dict[str, str]:
@@ -156,7 +156,8 @@ def test_a_damaged_job_stays_for_the_owner(site: Site) -> None:
     state.chmod(0o400)
     age(site, "bad", 8 * DAY_S)
     run(site)
-    assert kept(site) == {"bad": "files"}
+    assert kept(site) == {}
+    assert (site.root / ".damaged" / "bad" / "state.json").read_text() == "{"
 
 
 def test_what_is_not_done_in_time_is_the_next_sweeps(

@@ -204,6 +204,24 @@ def test_a_job_process_that_delivers_is_left_alone(
     assert site.line.events("job.settle") == []
 
 
+def test_a_job_that_ended_during_the_sweep_is_not_adopted(
+    site: Site, server: CoordinatorServer
+) -> None:
+    """The daemon started it after it told what it holds, and has heard its end."""
+    raw = acked(server)
+    with contextlib.closing(site.claim(raw)) as workspace:
+        workspace.mark_spawn()
+        look = settling(site)
+        look.settle_root(site.workspaces, held=[])
+        adopted = sweep._Settling(
+            look._world, None, frozenset(["j"]), root=str(site.root)
+        )
+        adopted.settle_root(site.workspaces, held=[])
+        assert [job["job_id"] for job in look.still_running()] == ["j"]
+    assert look.still_running() == []
+    assert [job["job_id"] for job in adopted.still_running()] == ["j"]
+
+
 # Outcomes
 
 
@@ -440,13 +458,50 @@ def test_a_job_that_is_in_use_waits(site: Site, server: CoordinatorServer) -> No
 def test_a_damaged_workspace_does_not_keep_the_others_from_being_settled(
     site: Site, server: CoordinatorServer
 ) -> None:
-    """It is named, in the report and the log."""
+    """It is named, once in the report and the log, and set aside."""
     site.waiting(acked(server))
     site.spawned(echo_manifest("bad"))
     (site.root / "bad" / "state.json").write_text("{")
     report = site.sweep()
     assert quiet(report) == {"deliver": ["j"], "undelivered": 1, "damaged": ["bad"]}
-    assert [event["job_id"] for event in site.line.events("job.damaged")] == ["bad"]
+    (event,) = site.line.events("job.damaged")
+    aside = site.root / ".damaged" / "bad"
+    assert (event["job_id"], event["moved_to"]) == ("bad", str(aside))
+    assert (aside / "state.json").read_text() == "{"
+    assert quiet(site.sweep()) == {"deliver": ["j"], "undelivered": 1}
+    assert len(site.line.events("job.damaged")) == 1
+
+
+def test_a_damaged_workspace_does_not_block_its_job(
+    site: Site, server: CoordinatorServer
+) -> None:
+    """A bare directory of its name is set aside; the job is settled like an orphan."""
+    leased(server)
+    (site.root / "j" / "work").mkdir(parents=True)
+    assert quiet(site.sweep()) == {"damaged": ["j"], "orphans": ["j"]}
+    assert run_of(site.sweep(orphans=["j"])) == [("j", 1, True)]
+
+
+def test_a_damaged_workspace_of_a_live_process_is_left_alone(
+    site: Site, server: CoordinatorServer
+) -> None:
+    """Its job may still deliver, and is not missing."""
+    workspace = site.claim(acked(server))
+    (workspace.root / "state.json").write_text("{")
+    assert quiet(site.sweep(orphans=["j"])) == {"damaged": ["j"]}
+    assert site.names() == ["j"]
+    workspace.close()
+
+
+def test_what_is_damaged_goes_like_a_failed_job(tmp_path: Path) -> None:
+    """After workspace.keep_failed."""
+    url = "http://127.0.0.1:9/api/v1"
+    for keep_failed, kept in (("1h", ["bad"]), ("0s", [])):
+        site = Site(tmp_path, url, None, workspace={"keep_failed": keep_failed})
+        (site.root / "bad").mkdir(parents=True, exist_ok=True)
+        site.sweep()
+        aside = site.root / ".damaged"
+        assert [entry.name for entry in aside.iterdir()] == kept
 
 
 def test_a_deed_that_fails_is_told_and_the_rest_done(
