@@ -5,6 +5,7 @@ names another root, new jobs go there; the earlier one is written down in the ne
 and swept until nothing of it is left to settle.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -38,6 +39,27 @@ class Roots:
     def all(self) -> list[str]:
         """Name every root, today's first."""
         return [str(self._today), *map(str, self._earlier())]
+
+    def keep(self, wanted: Path) -> str | None:
+        """See that each lock is still ours; move to `wanted` once that can be had.
+
+        A root that somebody removed took its lock along, and another daemon could
+        start there: it is made and locked again. One stat a root, for every look at
+        the configuration. Gives what is in the way of `wanted`, if anything is.
+        """
+        lost = [root for root, fd in self._locks.items() if not _names(root, fd)]
+        for root in lost:
+            os.close(self._locks[root])
+            self._locks = {r: fd for r, fd in self._locks.items() if r != root}
+            if root != self._today and root.is_dir():
+                with contextlib.suppress(OSError):
+                    self._lock(root)
+        problem = None
+        if self._today not in self._locks:
+            problem = self.move_to(self._today)
+        if wanted != self._today:
+            problem = self.move_to(wanted)
+        return problem
 
     def move_to(self, root: Path) -> str | None:
         """Take new jobs under another root from now on; the old one is remembered.
@@ -78,5 +100,16 @@ class Roots:
             return False
         os.truncate(fd, 0)
         os.write(fd, f"{os.getpid()}\n".encode())
-        self._locks[root] = fd
+        # Never changed in place: other threads read it.
+        self._locks = {**self._locks, root: fd}
         return True
+
+
+def _names(root: Path, fd: int) -> bool:
+    """Whether the lock that we hold is the one that another daemon would find."""
+    try:
+        return os.path.samestat(os.fstat(fd), (root / _LOCK).stat())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True  # it can't be seen just now; what we hold we still hold

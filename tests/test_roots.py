@@ -1,7 +1,9 @@
 """One daemon per workspace root; earlier roots are named durably and locked too."""
 
+import errno
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -95,6 +97,92 @@ def test_a_root_that_can_not_be_had_leaves_things_as_they_are(
     assert mine.move_to(tmp_path / "b") == "another daemon holds it"
     assert "Not a directory" in str(mine.move_to(tmp_path / "file" / "c"))
     assert mine.all() == [str(tmp_path / "a")]
+
+
+def test_a_root_that_was_removed_is_locked_again(
+    tmp_path: Path, open_roots: OpenRoots
+) -> None:
+    """Else a second daemon could start there; the earlier roots are named anew."""
+    a, b = tmp_path / "a", tmp_path / "b"
+    roots = open_roots(a)
+    roots.take()
+    roots.move_to(b)
+    assert roots.keep(b) is None
+    shutil.rmtree(b)
+    assert roots.keep(b) is None
+    assert not open_roots(b).take()
+    release(roots)
+    again = open_roots(b)
+    assert again.take()
+    assert again.all() == [str(b), str(a)]
+
+
+def test_a_removed_root_that_another_daemon_took_is_not_ours(
+    tmp_path: Path, open_roots: OpenRoots
+) -> None:
+    """Said until it is free again."""
+    roots, other = open_roots(tmp_path / "a"), open_roots(tmp_path / "a")
+    roots.take()
+    shutil.rmtree(tmp_path / "a")
+    assert other.take()
+    assert roots.keep(tmp_path / "a") == "another daemon holds it"
+    assert roots.keep(tmp_path / "a") == "another daemon holds it"
+    release(other)
+    assert roots.keep(tmp_path / "a") is None
+    assert not open_roots(tmp_path / "a").take()
+
+
+def test_a_wanted_root_is_taken_as_soon_as_it_is_free(
+    tmp_path: Path, open_roots: OpenRoots
+) -> None:
+    """Until then the former one stays in force, also when somebody removes it."""
+    a, b = tmp_path / "a", tmp_path / "b"
+    roots, other = open_roots(a), open_roots(b)
+    roots.take()
+    other.take()
+    assert roots.keep(b) == "another daemon holds it"
+    shutil.rmtree(a)
+    assert roots.keep(b) == "another daemon holds it"
+    assert roots.all() == [str(a)]
+    assert not open_roots(a).take()
+    release(other)
+    assert roots.keep(b) is None
+    assert roots.all() == [str(b), str(a)]
+
+
+def test_an_earlier_root_that_was_removed_is_forgotten(
+    tmp_path: Path, open_roots: OpenRoots
+) -> None:
+    """One that somebody made anew is locked anew, unless it is another daemon's."""
+    a, b, c, d = (tmp_path / name for name in "abcd")
+    roots = open_roots(a)
+    roots.take()
+    for root in (b, c, d):
+        roots.move_to(root)
+    for root in (a, b, c):
+        shutil.rmtree(root)
+    b.mkdir()
+    other = open_roots(c)
+    other.take()
+    assert roots.keep(d) is None
+    assert roots.all() == [str(d), str(b)]
+    assert not open_roots(b).take()
+
+
+def test_a_lock_that_can_not_be_seen_is_still_held(
+    tmp_path: Path, open_roots: OpenRoots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that does not answer is no reason to let go."""
+    roots = open_roots(tmp_path / "a")
+    roots.take()
+
+    def broken(_path: Path) -> os.stat_result:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "stat", broken)
+        assert roots.keep(tmp_path / "a") is None
+    assert not open_roots(tmp_path / "a").take()
 
 
 @pytest.mark.parametrize("content", ["", "{", "{}", json.dumps([1, None])])
