@@ -110,7 +110,7 @@ class Daemon:
             self._parts,
             self._callbacks,
             rebind=self._rebind,
-            new_root=lambda new: roots.move_to(new.workspace.root),
+            keep_root=lambda now: roots.keep(now.workspace.root),
         )
 
     def run(self) -> None:

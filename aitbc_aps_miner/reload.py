@@ -36,12 +36,12 @@ class Reload:
         callbacks: Callbacks,
         *,
         rebind: Callable[[str], None],
-        new_root: Callable[[Config], str | None],
+        keep_root: Callable[[Config], str | None],
     ) -> None:
         self._parts = parts
         self._callbacks = callbacks
         self._rebind = rebind
-        self._new_root = new_root
+        self._keep_root = keep_root
         self._applied = parts.source.current
         self._ca_seen = _ca_mark(self._applied.config)
         self._step = ClockStepWatch(parts.clock)
@@ -84,6 +84,9 @@ class Reload:
         before, self._applied = self._applied, snapshot
         if snapshot.problems != before.problems:
             self._say_problems(snapshot)
+        # Each time: a root may be free later, or be removed with its lock at any time.
+        problem = self._keep_root(snapshot.config)
+        self._callbacks.moved_root(snapshot.config, problem)
         if snapshot.generation != before.generation:
             self._apply(before.config, snapshot.config)
         ca_mark = _ca_mark(snapshot.config)
@@ -134,7 +137,7 @@ class Reload:
 
     def _move(self, old: Config, new: Config) -> None:
         if new.workspace.root != old.workspace.root:
-            self._callbacks.moved_root(new, self._new_root(new))
+            self._callbacks.pulls.renew("new jobs go to another workspace")
 
     def _introduce(self, old: Config, new: Config) -> None:
         """Register where the node is unknown, or known as another."""

@@ -51,8 +51,8 @@ class Roots:
         for root in lost:
             os.close(self._locks[root])
             self._locks = {r: fd for r, fd in self._locks.items() if r != root}
-            if root != self._today and root.is_dir():
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):
+                if root != self._today and root.is_dir():
                     self._lock(root)
         problem = None
         if self._today not in self._locks:
