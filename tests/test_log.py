@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aitbc_aps_miner.errors import ErrorCode
-from aitbc_aps_miner.util import log
+from aitbc_aps_miner.util import log, log_queue
 from aitbc_aps_miner.util.log_sink import FileSink, Sink, StreamSink
 from aitbc_aps_miner.util.log_value import Scrubber, clean
 
@@ -159,6 +159,29 @@ def test_settings_change_live(out: io.StringIO, tmp_path: Path) -> None:
     one, two, three = out.getvalue().splitlines()
     assert (json.loads(one)["event"], json.loads(three)["event"]) == ("one", "three")
     assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3}Z debug   two", two)
+
+
+def test_a_line_without_room_is_counted_in_the_log(
+    out: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line of the usual shape stands for it."""
+    log.configure(Settings(), "n", stream=out)
+    with monkeypatch.context() as patched:
+        patched.setattr(log_queue, "MAX_WAITING_BYTES", 0)
+        log.get_logger().info("too.much")
+    assert log.flush(10)
+    log.get_logger().info("fits")
+    events = [(line["event"], line["attrs"]) for line in lines(out.getvalue())]
+    assert events == [("log.dropped", {"lines": 1}), ("fits", {})]
+
+
+def test_an_edit_of_something_else_leaves_the_file_open(tmp_path: Path) -> None:
+    """What waits for it goes on waiting in the same queue."""
+    settings = Settings(path=tmp_path / "log")
+    log.configure(settings, "n", stream=io.StringIO())
+    before = log._router.file
+    log.reconfigure(settings, "other")
+    assert log._router.file is before
 
 
 def test_a_terminal_gets_colours_and_no_json() -> None:

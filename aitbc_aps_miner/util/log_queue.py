@@ -52,9 +52,9 @@ class QueuedSink(Generic[S]):
             is_full = self._waiting_bytes + len(line) > MAX_WAITING_BYTES
             if self._dropped or is_full:
                 self._dropped += 1
-                return
-            self._lines.append(line)
-            self._waiting_bytes += len(line)
+            else:
+                self._lines.append(line)
+                self._waiting_bytes += len(line)
             if self._thread is None or not self._thread.is_alive():
                 # A daemon thread: one that blocks for ever must not keep the process.
                 self._thread = threading.Thread(
