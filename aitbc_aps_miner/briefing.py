@@ -90,6 +90,7 @@ class Briefing:
             "orphans": list(self._callbacks.jobs.orphans),
             "capacity": asdict(node.capacity()),
             "takes_work": not node.gates(),
+            "evidence": dict(self._callbacks.jobs.evidence),
         }
 
     def _deliver(self) -> Mapping[str, Any]:

@@ -201,6 +201,11 @@ def _enter(
     observer.entered(manifest, state)
 
 
+def report_of(outcome: Outcome, state: JobState) -> JobReport:
+    """Give the report of a job that ended with `outcome` and has come to `state`."""
+    return _report(outcome, state, outcome)
+
+
 def _report(
     job: Manifest | Outcome,
     state: JobState,

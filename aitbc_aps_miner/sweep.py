@@ -22,8 +22,9 @@ from aitbc_aps_miner.errors import (
 from aitbc_aps_miner.expiry import EXPIRE_BUDGET_S, expire
 from aitbc_aps_miner.intake import job_of
 from aitbc_aps_miner.leftovers import end_leftovers
+from aitbc_aps_miner.lifecycle import report_of
 from aitbc_aps_miner.manifest import parse
-from aitbc_aps_miner.models import JobState, Manifest, Reservation
+from aitbc_aps_miner.models import JobState, Manifest, Outcome, Reservation
 from aitbc_aps_miner.reconcile import Action, Found, OnDisk, View, decide
 from aitbc_aps_miner.slots import Capacity
 from aitbc_aps_miner.tasks import Report, capacity_of
@@ -50,6 +51,7 @@ def sweep(
     orphans: list[str],
     capacity: Mapping[str, Any],
     takes_work: bool,
+    evidence: Mapping[str, Mapping[str, Any]],
 ) -> Report:
     """Settle every workspace under `roots`; `held` are the daemon's own jobs.
 
@@ -57,7 +59,8 @@ def sweep(
     and did not start: they are looked at. `orphans` are the jobs that the last sweep
     found at the coordinator and not here: one seen twice did not belong to a pull
     that was open meanwhile. Without `takes_work` nothing is started: what could run
-    waits until the node takes work again.
+    waits until the node takes work again. `evidence` says of jobs whose process the
+    daemon saw failing how it ended.
     """
     world = World(channel, config, token, extensions)
     settling = _Settling(
@@ -65,11 +68,13 @@ def sweep(
         capacity_of(capacity) if takes_work else None,
         frozenset(adopted),
         root=roots[0],
+        evidence=evidence,
     )
     settling.here.update(held)
     for root in roots:
         settling.settle_root(world.workspaces(root), held)
     settling.settle_the_rest(orphans)
+    settling.tell_ended(roots)
     used_pct = expire(world, settling.settled, Path(roots[0]))
     for root in roots:
         with suppress(WorkspaceError):
@@ -103,7 +108,9 @@ class _Settling:
         adopted: frozenset[str],
         *,
         root: str,
+        evidence: Mapping[str, Mapping[str, Any]],
     ) -> None:
+        self._evidence = evidence
         self._world = world
         self._capacity = capacity
         self._adopted = adopted
@@ -117,6 +124,7 @@ class _Settling:
             "run": [],
             "deliver": [],
             "resend": [],
+            "ended": [],
             "orphans": [],
             "undelivered": 0,
             "damaged": [],
@@ -189,7 +197,10 @@ class _Settling:
             job_id=job.job_id,
             on_disk=on_disk,
             adopted=job.job_id in self._adopted,
-            idempotent=claim is not None and _is_idempotent(claim.raw),
+            # What our own net ended would only end there again.
+            idempotent=job.job_id not in self._evidence
+            and claim is not None
+            and _is_idempotent(claim.raw),
         )
         action = decide(found, view)
         if action is not Action.WAIT:
@@ -358,16 +369,47 @@ class _Settling:
             manifest = Manifest(
                 job_id=record.job_id, attempt=record.attempt, runner="", timeout_s=0
             )
-            error = JobError(
+            outcome = outcomes.failed(manifest, self._how_lost(record), None)
+            workspace.record(outcome)
+            workspace.enter(JobState.RETRY_WAIT)
+            self._tell(outcome, JobState.RETRY_WAIT)
+        finally:
+            workspace.close()
+        self.report["deliver"].append(record.job_id)
+
+    def _how_lost(self, record: Record) -> JobError:
+        seen = self._evidence.get(record.job_id)
+        if seen is None:
+            return JobError(
                 ErrorCode.E_LOST,
                 "the attempt died with its process and may not be rerun here",
                 {"state": record.state},
             )
-            workspace.record(outcomes.failed(manifest, error, None))
-            workspace.enter(JobState.RETRY_WAIT)
+        words = f"a defect of the miner: its job process {seen['end']}"
+        return JobError(ErrorCode.E_INTERNAL, words, {**seen, "state": record.state})
+
+    def tell_ended(self, roots: list[str]) -> None:
+        """Say how adopted jobs ended that run no more: nobody else heard of it."""
+        running = {str(job["job_id"]) for job in self.still_running()}
+        for job_id in self._adopted - running:
+            for root in roots:
+                with suppress(WorkspaceError):
+                    self._tell_one(self._world.workspaces(root), job_id)
+
+    def _tell_one(self, workspaces: Workspaces, job_id: str) -> None:
+        found = workspaces.find(job_id)
+        if found is None or found.record is None or not found.outcome_recorded:
+            return
+        workspace = workspaces.open(job_id)
+        try:
+            outcome = workspace.load_outcome()
         finally:
             workspace.close()
-        self.report["deliver"].append(record.job_id)
+        if outcome is not None:
+            self._tell(outcome, found.record.state)
+
+    def _tell(self, outcome: Outcome, state: JobState) -> None:
+        self.report["ended"].append(asdict(report_of(outcome, state)))
 
     def _close(self, workspaces: Workspaces, job_id: str, action: Action) -> None:
         workspace = workspaces.open(job_id)

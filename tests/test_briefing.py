@@ -65,6 +65,7 @@ ACCESS = {"token": "t1", "extensions": ["uploads"]}
                 *ACCESS,
                 "adopted",
                 "capacity",
+                "evidence",
                 "held",
                 "orphans",
                 "roots",

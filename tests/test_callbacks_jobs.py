@@ -13,7 +13,7 @@ from aitbc_aps_miner.callbacks.jobs import (
     UNCLAIMED_SWEEP_S,
     Jobs,
 )
-from aitbc_aps_miner.executor import Isolated
+from aitbc_aps_miner.executor import Isolated, TaskEnd, TaskOutcome
 from aitbc_aps_miner.models import Reservation
 from aitbc_aps_miner.node import Running
 
@@ -253,3 +253,30 @@ def test_hooks_hear_of_each_job_once(hooked: Yard) -> None:
         ("on_job_failed", "b"),
     ]
     assert told[0][1] == {"job_id": "a", "attempt": 1}
+
+
+def test_jobs_that_ended_unheard_are_counted_by_the_sweep(hooked: Yard) -> None:
+    """Adopted ones and lost ones have their line, their hook and their metric too."""
+    told = {"job_id": "j", "attempt": 1, "state": "RETRY_WAIT", "code": "E_LOST"}
+    hooked.jobs.settle({"ended": [told]})
+    assert hooked.metrics.jobs == ["E_LOST"]
+    assert heard(hooked) == [("on_job_failed", told)]
+    assert hooked.deliveries.due_in_s("j") is not None
+
+
+@pytest.mark.parametrize(
+    ("end", "kept"), [(TaskEnd.TIMED_OUT, True), (TaskEnd.DIED, False)]
+)
+def test_evidence_of_a_failing_job_process_is_kept_for_its_outcome(
+    end: TaskEnd, *, kept: bool
+) -> None:
+    """But one that was killed from outside is simply lost."""
+    yard = Yard()
+    outcome = TaskOutcome(end=end, message="m", traceback="t")
+    yard.jobs.failed("j:1", outcome)
+    evidence = {"j": {"end": str(end), "message": "m", "traceback": "t"}}
+    assert yard.jobs.evidence == (evidence if kept else {})
+    yard.jobs.settle(
+        {"ended": [{"job_id": "j", "attempt": 1, "state": "RETRY_WAIT", "code": "E"}]}
+    )
+    assert yard.jobs.evidence == {}

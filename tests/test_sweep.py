@@ -77,14 +77,17 @@ def settling(site: Site) -> sweep._Settling:
     """Give what settles single jobs."""
     world = World(site.line, site.access["config"], site.token)
     free = capacity_of(capacity())
-    return sweep._Settling(world, free, frozenset(), root=str(site.root))
+    return sweep._Settling(world, free, frozenset(), root=str(site.root), evidence={})
 
 
 def quiet(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Give what of a report is not empty, without the disk."""
-    return {
+    """Give what of a report is not empty, without the disk; of what ended the codes."""
+    told = {
         key: value for key, value in report.items() if value and key != "disk_used_pct"
     }
+    if "ended" in told:
+        told["ended"] = [(job["job_id"], job["code"]) for job in told["ended"]]
+    return told
 
 
 def run_of(report: Mapping[str, Any]) -> list[tuple[str, int, bool]]:
@@ -214,7 +217,7 @@ def test_a_job_that_ended_during_the_sweep_is_not_adopted(
         look = settling(site)
         look.settle_root(site.workspaces, held=[])
         adopted = sweep._Settling(
-            look._world, None, frozenset(["j"]), root=str(site.root)
+            look._world, None, frozenset(["j"]), root=str(site.root), evidence={}
         )
         adopted.settle_root(site.workspaces, held=[])
         assert [job["job_id"] for job in look.still_running()] == ["j"]
@@ -279,7 +282,8 @@ def test_an_outcome_that_vanished_is_not_closed(
 def test_a_lost_attempt_fails_once(site: Site, server: CoordinatorServer) -> None:
     """E_LOST is recorded, then delivered like any outcome."""
     site.spawned(acked(server))
-    assert quiet(site.sweep()) == {"deliver": ["j"]}
+    lost = {"deliver": ["j"], "ended": [("j", "E_LOST")]}
+    assert quiet(site.sweep()) == lost
     assert site.state("j") is JobState.RETRY_WAIT
     assert site.deliver("j")["state"] == JobState.FAILED
     assert quiet(site.sweep()) == {}
@@ -290,13 +294,37 @@ def test_a_lost_attempt_fails_once(site: Site, server: CoordinatorServer) -> Non
     assert history == ["queued", "leased", "acked", "queued"]
 
 
+def test_what_the_executors_net_ended_is_a_defect_and_not_rerun(
+    site: Site, server: CoordinatorServer
+) -> None:
+    """E_INTERNAL with what the daemon saw: run again it would only end there again."""
+    site.spawned(acked(server, idempotent=True))
+    seen = {"end": "timed_out", "message": "deadline of 9 s", "traceback": "where"}
+    report = site.sweep(evidence={"j": seen})
+    (told,) = report["ended"]
+    assert (told["code"], report["run"]) == ("E_INTERNAL", [])
+    outcome = site.workspaces.open("j").load_outcome()
+    assert outcome is not None
+    assert outcome.detail == {**seen, "state": JobState.RUNNING}
+
+
+def test_the_end_of_an_adopted_job_is_told(
+    site: Site, server: CoordinatorServer
+) -> None:
+    """Its process reported to a daemon that is gone."""
+    site.waiting(acked(server))
+    (told,) = site.sweep(adopted=["j"])["ended"]
+    assert (told["job_id"], told["state"]) == ("j", JobState.RETRY_WAIT)
+
+
 def test_a_lost_attempt_whose_manifest_is_damaged_fails_as_well(
     site: Site, server: CoordinatorServer
 ) -> None:
     """Its key is all that is needed."""
     site.spawned(acked(server))
     (site.root / "j" / "job.json").write_text("{")
-    assert quiet(site.sweep()) == {"deliver": ["j"]}
+    lost = {"deliver": ["j"], "ended": [("j", "E_LOST")]}
+    assert quiet(site.sweep()) == lost
     assert site.deliver("j")["code"] == "E_LOST"
 
 

@@ -132,6 +132,7 @@ class Site:
             "adopted": [],
             "orphans": [],
             "takes_work": True,
+            "evidence": {},
             **more,
         }
         return sweep.sweep(self.line, **self.access, capacity=capacity(slots), **told)

@@ -82,6 +82,8 @@ class Callbacks:
         if name == "pull" and self.pulls.was_ended:
             error = None  # by us, on purpose
         self._note_end(event, name, error)
+        if name == "job" and isinstance(event.exception, TaskFailedError):
+            self.jobs.failed(key, event.exception.outcome)
         reaction = self._reactions.get(name)
         if reaction is not None:
             reaction(key, report)

@@ -6,7 +6,7 @@ from typing import Any
 from aitbc_aps_miner import hooks
 from aitbc_aps_miner.callbacks.deliveries import Deliveries
 from aitbc_aps_miner.callbacks.parts import Parts
-from aitbc_aps_miner.executor import Isolated
+from aitbc_aps_miner.executor import Isolated, TaskEnd, TaskOutcome
 from aitbc_aps_miner.models import JobState, Origin, Reservation
 from aitbc_aps_miner.node import Running
 from aitbc_aps_miner.scheduler import TASKS
@@ -35,6 +35,8 @@ class Jobs:
         self._slot_freed = slot_freed
         self._hooks = hooks.discover()
         self.orphans: list[str] = []
+        self.evidence: dict[str, Mapping[str, Any]] = {}
+        """How job processes failed that did not simply die: for their outcomes."""
 
     def start(self, job: Mapping[str, Any], *, resume: bool = False) -> None:
         """Give a job its slot and its process."""
@@ -58,6 +60,18 @@ class Jobs:
         self._parts.node.moved(job_id, **known)
         if facts.get("state") == JobState.RUNNING:
             self.hook("on_job_started", {"job_id": job_id})
+
+    def failed(self, key: str, outcome: TaskOutcome) -> None:
+        """Keep the evidence of a job process that the executor saw failing.
+
+        One that was killed from outside is lost, and no defect of ours.
+        """
+        if outcome.end is not TaskEnd.DIED:
+            self.evidence[key.rpartition(":")[0]] = {
+                "end": str(outcome.end),
+                "message": outcome.message,
+                "traceback": outcome.traceback,
+            }
 
     def ended(self, key: str, report: Mapping[str, Any] | None) -> None:
         """Free the slot of the job `<id>:<attempt>`."""
@@ -111,6 +125,9 @@ class Jobs:
     def settle(self, report: Mapping[str, Any]) -> None:
         """Adopt what runs, resume what never ran, deliver what waits."""
         self._adopt(report)
+        for told in report.get("ended", ()):
+            self.evidence.pop(told["job_id"], None)
+            self._reported(told["job_id"], told, "")
         self._look_again_soon(list(report.get("orphans", ())))
         self._run(report.get("run", ()))
         for job_id in report.get("resend", ()):
