@@ -196,12 +196,16 @@ class Run:
             self._limits, self._passes = limits, _PASSES
             self._refused.clear()
             self._set_memory()
+        elif "memory" in self._refused:
+            self._set_memory()  # what was in use above the limit may be free by now
         if self._passes > 0:
             self._passes -= 1
             self._refused.update(kernel.apply_live(pids, limits))
 
     def _set_memory(self) -> None:
-        if not self._guard.limit(self._limits.memory_mb):
+        if self._guard.limit(self._limits.memory_mb):
+            self._refused.discard("memory")
+        else:
             self._refused.add("memory")
 
     def _facts(self, pump: OutputPump, wall_s: float) -> ExitFacts:
