@@ -66,6 +66,20 @@ TASKS = {
                 time.sleep(0.02)
             return {"held": True}
     """,
+    "grow": """
+        import time
+        from pathlib import Path
+
+        def run(until: str, megabytes: int) -> None:
+            hoard = [b"x" * (1 << 20) for _ in range(megabytes)]
+            print("fed", flush=True)
+            while not Path(until).exists():
+                time.sleep(0.02)
+            del hoard
+            time.sleep(1.5)
+            hoard = [b"x" * (1 << 20) for _ in range(megabytes)]
+            time.sleep(30)
+    """,
 }
 """`hold` runs until the file `until` exists and adds a line to `stamp` per run."""
 
