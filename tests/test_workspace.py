@@ -640,6 +640,8 @@ def test_what_dead_claims_left_is_tidied_up(home: Workspaces) -> None:
     _claim(home)
     (home.root / ".claim.job-9.aa" / "input").mkdir(parents=True)
     os.utime(home.root / ".claim.job-9.aa", (0, 0))
+    (home.root / "..writable.0a1b2c").write_text("")  # a sweep died with it
+    os.utime(home.root / "..writable.0a1b2c", (0, 0))
     young = home.root / ".claim.job-8.aa"
     young.mkdir()
     os.utime(young, (1_700_000_999, 1_700_000_999))

@@ -226,9 +226,14 @@ class Workspaces:
                     self._discard(path, budget_s=0)
 
     def tidy(self, *, budget_s: float) -> bool:
-        """Delete what removals and dead claims left; whether nothing is left."""
+        """Delete what removals, dead claims and dead writers left; whether all is gone.
+
+        A file of ours beneath the root, `.name`, is written as `..name.<random>` first.
+        """
         with explained("cannot tidy up"):
-            for path in self.root.glob(f"{_CLAIMING}*"):
+            for path in self.root.glob(".*"):
+                if not path.name.startswith((_CLAIMING, "..")):
+                    continue
                 with contextlib.suppress(FileNotFoundError):
                     age_s = self._clock.realtime() - path.lstat().st_mtime
                     if age_s > _STALE_CLAIM_S:
