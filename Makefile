@@ -18,7 +18,7 @@ core_files := $(subst $(space),$(comma),$(foreach m,$(CORE),aitbc_aps_miner/$(m)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv run test check fmt bench compose-test clean
+.PHONY: help venv run test check fmt bench compose-test crash-test clean
 
 help: ## say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' \
@@ -63,6 +63,9 @@ fmt: venv ## format the code and repair what ruff can
 
 bench: venv ## measure, each row beside its target
 	$(PY) tests/bench
+
+crash-test: venv ## kill a job, its recovery and the power at every durable step (10 min)
+	CRASH_ALL=1 $(PY) -m pytest tests/test_crash_points.py --quiet
 
 compose-test: venv ## run compose.yaml for real (root starts a dockerd of its own)
 	.ci/compose-test

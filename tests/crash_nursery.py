@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -27,6 +28,10 @@ from aitbc_aps_miner.util.clock import SystemClock
 from aitbc_aps_miner.workspace import Workspaces, jobdir, lock
 
 MAX_ROUNDS = 12
+START_S = 5
+
+# Not counted, and so counting goes on in the child, too.
+_fork = os.fork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +50,8 @@ class Case:
     """The step before which the process is killed."""
     power: str | None = None
     """What the disk keeps then; None for everything."""
+    then: int | None = None
+    """The step at which what settles it is killed, or what it runs again."""
 
     @property
     def job_id(self) -> str:
@@ -115,7 +122,7 @@ def run_job(case: Case) -> None:
     if case.power is not None:
         site.root.mkdir()
         steps.synced = disk.synced
-    _cancel_when_it_runs(case, site, steps)
+    _when_it_runs(case, site, steps)
     steps.install()
     # `job_of` of a pull's report; everything but the slot is as it came.
     told = {
@@ -146,6 +153,8 @@ def settle(case: Case) -> None:
         forget_boot(jobdir)
     site = case.site()
     before = _facts(case, site)
+    if case.then is not None:
+        Steps(case.place, case.job_id, case.then, lambda: None).install()
     deeds: list[Any] = []
     orphans: list[str] = []
     for _ in range(MAX_ROUNDS):
@@ -182,11 +191,17 @@ def _let_go(path: Path) -> None:
                 os.close(int(link.name))
 
 
-def _cancel_when_it_runs(case: Case, site: Site, steps: Steps) -> None:
-    if case.cancelled:
-        steps.on["payload started"] = partial(
-            site.workspaces.write_control, case.job_id, {"cancel": True}
-        )
+def _when_it_runs(case: Case, site: Site, steps: Steps) -> None:
+    """See to it that the payload has processes to leave; cancel it, if it is to be."""
+
+    def started() -> None:
+        until = time.monotonic() + START_S
+        while not case.runs and time.monotonic() < until:
+            time.sleep(0.001)
+        if case.cancelled:
+            site.workspaces.write_control(case.job_id, {"cancel": True})
+
+    steps.on["payload started"] = started
 
 
 def _power_off(case: Case, disk: Disk) -> None:
@@ -214,7 +229,7 @@ def _obey(case: Case, site: Site, report: Mapping[str, Any]) -> None:
 def _rerun(case: Case, told: Mapping[str, Any]) -> None:
     site = case.site()
     steps = Steps(case.place, case.job_id, None, lambda: None)
-    _cancel_when_it_runs(case, site, steps)
+    _when_it_runs(case, site, steps)
     steps.install()
     _run(site, told, resume=not told.get("fresh", False))
 
@@ -272,7 +287,7 @@ def _holders(case: Case) -> list[str]:
 
 def fork(child: Callable[[], None]) -> int:
     """Run `child` in a fork of this process; give its wait status."""
-    pid = os.fork()
+    pid = _fork()
     if pid == 0:
         code = 1
         try:

@@ -35,13 +35,16 @@ class Step(NamedTuple):
 
 
 class Steps:
-    """The steps of this process beneath the directory `scope`."""
+    """The steps of this process beneath the directory `scope`.
+
+    `last` is the step that it dies at: by name, or the how manyth of all.
+    """
 
     def __init__(
         self,
         scope: Path,
         job_id: str,
-        last: Step | None,
+        last: Step | int | None,
         before_death: Callable[[], None],
     ) -> None:
         self.trail: list[Step] = []
@@ -76,10 +79,10 @@ class Steps:
             self._counts[what] += 1
             step = Step(what, self._counts[what])
             self.trail.append(step)
-            if step == self._last:
+            if self._last in (step, len(self.trail)):
                 self._off = True
                 self._before_death()
-                os.kill(os.getpid(), signal.SIGKILL)
+                signal.raise_signal(signal.SIGKILL)
             if step.number == 1 and what in self.on:
                 self.on[what]()
 
@@ -149,7 +152,7 @@ class Steps:
             setattr(module, name, function)
 
     def _wrap_processes(self) -> None:
-        fork, wait4, start = os.fork, os.wait4, Launcher.start
+        fork, wait4, kill = os.fork, os.wait4, os.kill
 
         def forked() -> int:
             self.reached("fork")
@@ -166,6 +169,17 @@ class Steps:
                 self.reached("reaped")
             return result
 
+        def killed(pid: int, signum: int) -> None:
+            self.reached(f"signal {signum}")
+            kill(pid, signum)
+
+        for name, function in {"fork": forked, "wait4": waited, "kill": killed}.items():
+            setattr(os, name, function)
+        self._wrap_start()
+
+    def _wrap_start(self) -> None:
+        start, complaint = Launcher.start, Launcher._read_complaint
+
         def started(launcher: Launcher, orders: Any) -> None:
             self.reached("start the payload")
             start(launcher, orders)
@@ -175,15 +189,9 @@ class Steps:
             self.reached("payload ordered")
             return complaint(launcher)
 
-        complaint = Launcher._read_complaint
-        patched: dict[tuple[Any, str], Any] = {
-            (os, "fork"): forked,
-            (os, "wait4"): waited,
-            (Launcher, "start"): started,
-            (Launcher, "_read_complaint"): ordered,
-        }
-        for (owner, name), function in patched.items():
-            setattr(owner, name, function)
+        patched = {"start": started, "_read_complaint": ordered}
+        for name, function in patched.items():
+            setattr(Launcher, name, function)
 
     def _wrap_requests(self) -> None:
         exchange, write = Transport._exchange, _Socket.write

@@ -31,16 +31,18 @@ from aitbc_aps_miner.reference_coordinator.problems import ProblemError
 EVERYTHING = os.environ.get("CRASH_ALL") == "1"
 SEED = int(os.environ.get("CRASH_SEED", "1"))
 LANES = 2
+MAX_SETTLING_STEPS = 80
+LONG = pytest.mark.timeout(1800 if EVERYTHING else 120)
 
 # `$RUNS` lies outside the workspace: it counts runs over crashes. The process that
 # each leaves behind has a session of its own; only a look for it finds it.
 PROGRAMS = {
-    "good": "leave; printf hello > out.txt; echo ended >> $RUNS",
-    "bad": "leave; exit 3",
-    "hang": "leave; exec sleep 60",
+    "good": "printf hello > out.txt; echo ended >> $RUNS",
+    "bad": "exit 3",
+    "hang": "exec sleep 60",
     "big": "head -c 150000 /dev/zero | tr '\\\\0' x > out.txt; echo ended >> $RUNS",
 }
-LEAVE = "leave() { setsid sleep 60 > /dev/null 2>&1 & }; echo began >> $RUNS;"
+BEFORE = "setsid sleep 60 > /dev/null 2>&1 & echo began >> $RUNS"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,49 +73,49 @@ WORKLOADS = {
         program="good",
         state="succeeded",
         manifest={**OUT, "idempotent": True},
-        sample=30,
+        sample=20,
     ),
     "secret": Workload(
         program="good",
         state="succeeded",
         manifest={**OUT, "secrets": {"API_KEY": "sesame-7261"}},
-        sample=20,
+        sample=10,
     ),
-    "failure": Workload(program="bad", state="failed", code="E_EXIT", sample=25),
+    "failure": Workload(program="bad", state="failed", code="E_EXIT", sample=15),
     "timeout": Workload(
         program="hang",
         state="failed",
         code="E_TIMEOUT",
         manifest={"timeout_s": 0.5},
-        sample=15,
+        sample=12,
     ),
     "cancelled": Workload(
         program="hang",
         state="cancelled",
         code="E_CANCELLED",
         cancelled=True,
-        sample=15,
+        sample=10,
     ),
     "input": Workload(
         program="good",
         state="failed",
         code="E_INPUT",
         settings={"network": {"inputs": ["127.0.0.1"], "private": True}},
-        sample=25,
+        sample=12,
     ),
     "retry": Workload(
         program="good",
         state="succeeded",
         manifest=OUT,
         refused_deliveries=2,
-        sample=25,
+        sample=12,
     ),
     "upload": Workload(
         program="big",
         state="succeeded",
         manifest=OUT,
         settings={"uploads": {"resumable_above_mb": 0.1}},
-        sample=30,
+        sample=20,
     ),
 }
 
@@ -199,7 +201,7 @@ class Lane:
         self._commands.mkdir()
         for name, body in PROGRAMS.items():
             program = self._home / name
-            program.write_text(f"#!/bin/sh\n{LEAVE}\n{body}\n")
+            program.write_text(f"#!/bin/sh\n{BEFORE}\n{body}\n")
             program.chmod(0o755)
             allowed = self._commands / f"{name}.yaml"
             allowed.write_text(f"command: {{path: {program}}}\nargs: []\n")
@@ -239,7 +241,7 @@ def complaints(
         f"ran before its spawn mark: {before}": (
             before["spawned"] or before["recorded"] or not before["runs"]
         ),
-        f"ran {runs}": runs.count("began") <= 1 + workload.idempotent,
+        f"ran {runs}": runs.count("began") <= 1 or workload.idempotent,
         "succeeded without a good run": (
             job.state != "succeeded" or runs[-1:] == ["ended"]
         ),
@@ -289,28 +291,27 @@ class Result:
 
 
 def try_all(
-    lanes: list[Lane], workload: Workload, points: list[Any], power: str | None = None
+    lanes: list[Lane], workload: Workload, crashes: list[dict[str, Any]]
 ) -> Result:
-    """Crash at each of `points`."""
-    waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    for point in points:
-        waiting.put(point)
+    """Crash in each of these ways: fields of Case."""
+    waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    for crash in crashes:
+        waiting.put(crash)
     result = Result()
 
     def work(lane: Lane) -> None:
         with contextlib.suppress(queue.Empty):
             while True:
-                what, number = waiting.get_nowait()
-                last = (what, number)
+                crash = waiting.get_nowait()
                 try:
-                    words = try_one(lane, workload, last, power)
-                except Exception as error:  # noqa: BLE001  told with its point
+                    words = try_one(lane, workload, crash)
+                except Exception as error:  # noqa: BLE001  told with its crash
                     words = [repr(error)]
                 if words is None:
-                    result.missed.append(f"{what} ({number})")
+                    result.missed.append(f"{crash}")
                     continue
                 result.tried += 1
-                result.wrong += [f"{what} ({number}): {one}" for one in words]
+                result.wrong += [f"{crash}: {one}" for one in words]
 
     threads = [threading.Thread(target=work, args=(lane,)) for lane in lanes]
     for thread in threads:
@@ -321,14 +322,16 @@ def try_all(
 
 
 def try_one(
-    lane: Lane, workload: Workload, last: tuple[str, int], power: str | None
+    lane: Lane, workload: Workload, crash: Mapping[str, Any]
 ) -> list[str] | None:
-    """Crash at one point and settle; None when the point was not reached."""
-    case = replace(lane.case(workload), last=last, power=power)
+    """Crash in one way and settle; None when the step was not reached."""
+    case = replace(lane.case(workload), **crash)
     if lane.fork("run", case) is not None:
         return None
     try:
         found = lane.fork("settle", case)
+        if found is None:  # it was killed, too
+            found = lane.fork("settle", replace(case, power=None, then=None))
         assert found is not None
         return complaints(lane, workload, case, found)
     finally:
@@ -337,7 +340,7 @@ def try_one(
             lane.server.cancel(case.job_id, force=True)
 
 
-def steps_of(lane: Lane, workload: Workload) -> list[Any]:
+def steps_of(lane: Lane, workload: Workload) -> list[tuple[str, int]]:
     """Run the workload undisturbed; give its steps."""
     case = lane.case(workload)
     ran = lane.fork("run", case)
@@ -348,18 +351,17 @@ def steps_of(lane: Lane, workload: Workload) -> list[Any]:
     told = (job["state"], (job["outcome"] or {}).get("error_code"))
     assert told == (workload.state, workload.code)
     assert complaints(lane, workload, case, found) == []
-    steps: list[Any] = ran["steps"]
-    return steps
+    return [(what, number) for what, number in ran["steps"]]
 
 
-def chosen(steps: list[Any], sample: int | None) -> list[Any]:
+def chosen(steps: list[tuple[str, int]], sample: int | None) -> list[tuple[str, int]]:
     """Give all steps, or as many as a short run has time for."""
     if EVERYTHING or sample is None or sample >= len(steps):
         return steps
     return random.Random(SEED).sample(steps, sample)
 
 
-@pytest.mark.timeout(1800 if EVERYTHING else 120)
+@LONG
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_a_job_killed_at_any_step_is_settled(
     name: str, lanes: list[Lane], capsys: pytest.CaptureFixture[str]
@@ -367,19 +369,37 @@ def test_a_job_killed_at_any_step_is_settled(
     """One outcome, and a true one; nothing runs twice, nothing is left."""
     workload = WORKLOADS[name]
     steps = steps_of(lanes[0], workload)
-    points = chosen(steps, workload.sample)
-    try_all(lanes, workload, points).check(f"killed, of {len(steps)},", capsys)
+    crashes = [{"last": step} for step in chosen(steps, workload.sample)]
+    result = try_all(lanes, workload, crashes)
+    result.check(f"killed, of {len(steps)},", capsys)
 
 
-@pytest.mark.timeout(1800 if EVERYTHING else 120)
+@LONG
+@pytest.mark.parametrize("name", WORKLOADS if EVERYTHING else ["idempotent", "retry"])
+def test_a_recovery_that_is_killed_is_settled_by_the_next(
+    name: str, lanes: list[Lane], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether the sweep dies, its delivery, or the job that it ran again."""
+    workload = WORKLOADS[name]
+    steps = steps_of(lanes[0], workload)
+    chance = random.Random(SEED)
+    crashes = [
+        {"last": step, "then": chance.randint(1, MAX_SETTLING_STEPS)}
+        for step in chosen(steps, 10)
+    ]
+    result = try_all(lanes, workload, crashes)
+    result.check(f"killed twice, of {len(steps)},", capsys)
+
+
+@LONG
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", ["success", "upload"])
+@pytest.mark.parametrize("name", WORKLOADS if EVERYTHING else ["success", "upload"])
 def test_a_power_cut_at_any_step_is_survived(
     name: str, variant: str, lanes: list[Lane], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What was not synced is gone; what was promised was synced."""
     workload = WORKLOADS[name]
     steps = steps_of(lanes[0], workload)
-    points = chosen(steps, 12)
-    result = try_all(lanes, workload, points, variant)
+    crashes = [{"last": step, "power": variant} for step in chosen(steps, 10)]
+    result = try_all(lanes, workload, crashes)
     result.check(f"power cut, of {len(steps)},", capsys)
