@@ -214,10 +214,13 @@ def add_secrets(secrets: Iterable[str]) -> None:
 def flush(timeout_s: float = END_S) -> bool:
     """Wait until all lines are written; False when they aren't in time."""
     until = time.monotonic() + timeout_s
-    return all(
-        sink is None or sink.flush(max(0.0, until - time.monotonic()))
-        for sink in (_router.stdout, _router.file)
-    )
+    # The file first: when it fails, standard output gets a line more. And not `all`,
+    # which would leave standard output out when the file's disk hangs.
+    is_written = True
+    for sink in (_router.file, _router.stdout):
+        if sink is not None:
+            is_written &= sink.flush(max(0.0, until - time.monotonic()))
+    return is_written
 
 
 def emit(event: Mapping[str, Any]) -> None:
