@@ -68,7 +68,7 @@ def run(
 ) -> dict[str, Any]:
     """Run one job and give its report; the executor's entry into a job process."""
     channel.detach()
-    world = World(channel, config, token, extensions)
+    world = World(channel, config, token, extensions, str(job["root"]))
     pulled = _pulled(job)
     group = _payload_cgroup()
     # Before any thread starts: it forks.

@@ -62,7 +62,7 @@ def sweep(
     waits until the node takes work again. `evidence` says of jobs whose process the
     daemon saw failing how it ended.
     """
-    world = World(channel, config, token, extensions)
+    world = World(channel, config, token, extensions, roots[0])
     settling = _Settling(
         world,
         capacity_of(capacity) if takes_work else None,

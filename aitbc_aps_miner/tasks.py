@@ -153,7 +153,7 @@ def pull(
 
     Jobs are stored under the first of `roots`; what came before may be under any.
     """
-    world = World(channel, config, token, extensions)
+    world = World(channel, config, token, extensions, roots[0])
     free = capacity_of(capacity)
     intake = Intake(world, free, frozenset(held), roots)
     with world.coordinator() as coordinator:
@@ -225,7 +225,7 @@ def deliver(
     resend: bool,
 ) -> Report:
     """Submit one recorded outcome, once; `resend` also one delivered before."""
-    world = World(channel, config, token, extensions)
+    world = World(channel, config, token, extensions, roots[0])
     for root in roots:
         workspaces = world.workspaces(root)
         found = workspaces.find(job_id)

@@ -98,10 +98,16 @@ class World:
         config: str,
         token: str | None,
         extensions: list[str] | None = None,
+        root: str | None = None,
     ) -> None:
+        """Build on a snapshot; `root` is the workspace root in force.
+
+        The configured one may belong to another daemon, or not be there.
+        """
         self.channel = channel
         self.config = Config.model_validate_json(config)
         self.clock = SystemClock()
+        self._root = Path(root or self.config.workspace.root)
         self._token = token
         self._extensions = None if extensions is None else frozenset(extensions)
         log.configure_child(lambda event: channel.send("log", event))
@@ -134,8 +140,8 @@ class World:
             yield opened
 
     def workspaces(self, root: str | None = None) -> Workspaces:
-        """Give the workspaces under `root`, by default today's."""
-        return Workspaces(Path(root or self.config.workspace.root), self.clock)
+        """Give the workspaces under `root`, by default the one in force."""
+        return Workspaces(Path(root or self._root), self.clock)
 
     def register(
         self, host: HostFacts, gpus: tuple[Gpu, ...], origin: Origin | None = None
@@ -175,8 +181,7 @@ class World:
 
     def _register_alone(self, origin: Origin) -> str:
         """Register without a daemon; one process of this root at a time."""
-        root = Path(self.config.workspace.root)
-        root.mkdir(parents=True, exist_ok=True)
-        with (root / ".register.lock").open("w") as lock:
+        self._root.mkdir(parents=True, exist_ok=True)
+        with (self._root / ".register.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            return self.register(probe_host(root), (), origin).token
+            return self.register(probe_host(self._root), (), origin).token

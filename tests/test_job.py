@@ -1,5 +1,6 @@
 """A job process, for real: from its claim to its delivered outcome."""
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -143,6 +144,24 @@ def test_an_attempt_that_is_here_is_not_run_twice(
     assert run(executor, site, job, resume=True)[0] is JobState.IDLE
     workspace.close()
     assert site.state(job["job_id"]) is JobState.PULLING
+
+
+def test_a_job_whose_workspace_was_removed_may_be_tried_elsewhere(
+    executor: ProcessExecutor, site: Site, server: CoordinatorServer
+) -> None:
+    """Nothing durable is left of it, so its end is told at once and in true words."""
+    program = site.home / "clean.sh"
+    program.write_text(f"#!/bin/sh\nexec /bin/rm -rf {site.root}\n")
+    program.chmod(0o755)
+    allowed = site.home / "allow" / "clean.yaml"
+    allowed.write_text(f"command: {{path: {program}}}\nargs: []\nmax_runtime_s: 20\n")
+    os.utime(allowed, (1e9, 1e9))
+    job = pulled(site, server, command="clean", args=[])
+    state, code, message = run(executor, site, job)
+    assert (state, code) == (JobState.FAILED, "E_NORES")
+    assert message == "cannot record the outcome: its workspace was removed"
+    told = [call for call in server.calls("jobs/fail") if call[2] == 200]
+    assert told[-1][3]["idempotency-key"] == f"{job['job_id']}:1"
 
 
 def test_a_job_that_can_not_be_stored_promises_nothing(

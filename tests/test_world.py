@@ -93,6 +93,20 @@ def test_todays_bootstrap_token_is_never_offered_elsewhere(
     assert server.requests == []
 
 
+def test_the_lock_of_lonely_registrations_lies_under_the_root_in_force(
+    tmp_path: Path, server: CoordinatorServer
+) -> None:
+    """The configured one may be another daemon's, or no directory at all."""
+    site = Site(tmp_path, server.base_url, None)
+    site.root.write_text("in the way")
+    in_force = tmp_path / "in-force"
+    world = World(site.line, site.access["config"], None, root=str(in_force))
+    with world.coordinator() as coordinator:
+        assert coordinator.active_jobs("n1") == ()
+    assert (in_force / ".register.lock").exists()
+    assert world.workspaces().root == in_force
+
+
 def test_processes_without_a_daemon_register_one_after_the_other(
     tmp_path: Path, server: CoordinatorServer
 ) -> None:
