@@ -103,4 +103,5 @@ def run_tick(name: str, path: Path) -> Mapping[str, Any]:
         orphans=[],
         capacity=asdict(capacity),
         takes_work=not config.owner.paused,
+        evidence={},
     )
