@@ -164,7 +164,8 @@ def settle(case: Case) -> None:
         deeds.append(deed)
         if not deed:
             break
-        _obey(case, site, report)
+        if not _obey(case, site, report):
+            before = _facts(case, site)  # the later crash decides
     # No claim takes so long: what is left of a dead one may go.
     Workspaces(site.root, _Later()).tidy(budget_s=5)
     found = {"before": before, "deeds": deeds, "after": _facts(case, site)}
@@ -217,13 +218,14 @@ def _deed(report: Mapping[str, Any]) -> dict[str, Any]:
     return told
 
 
-def _obey(case: Case, site: Site, report: Mapping[str, Any]) -> None:
-    for told in report["run"]:
-        fork(partial(_rerun, case, told))
+def _obey(case: Case, site: Site, report: Mapping[str, Any]) -> bool:
+    """Do what a sweep asks for; False when a job that ran again has died."""
+    statuses = [fork(partial(_rerun, case, told)) for told in report["run"]]
     for job_id in report["deliver"]:
         site.deliver(job_id)
     for job_id in report["resend"]:
         site.deliver(job_id, resend=True)
+    return not any(statuses)
 
 
 def _rerun(case: Case, told: Mapping[str, Any]) -> None:
@@ -304,6 +306,8 @@ def fork(child: Callable[[], None]) -> int:
 
 def main() -> None:
     """Fork what each line asks for."""
+    with quiet_log():
+        pass  # what it warms up is warm in every fork
     children = {"run": run_job, "settle": settle}
     for line in sys.stdin:
         asked = json.loads(line)
