@@ -345,7 +345,7 @@ def test_a_workspace_that_stores_nothing_closes_a_gate() -> None:
     """Until a sweep could write there."""
     desk = Desk()
     desk.ends("sweep", unwritable="Read-only file system")
-    reason = f"nothing can be stored under {ROOT}: Read-only file system"
+    reason = "nothing can be stored under the workspace root: Read-only file system"
     assert desk.gates() == {"workspace": reason}
     desk.ends("sweep", unwritable=None)
     assert desk.gates() == {}

@@ -155,6 +155,7 @@ def test_echo_comes_back_with_its_whole_story(
         "api": "node-v1",
         "base_url": coordinator.base_url,
         "node_id": "n1",
+        "auth": None,  # a token that stands in the configuration stays there
     }
     assert outcome["succeeded"]
     assert outcome["cleanup"] == {"tree_empty": True}

@@ -15,6 +15,7 @@ from aitbc_aps_miner.status.view import (
     Slots,
     TickView,
 )
+from aitbc_aps_miner.tokens import place_of
 
 
 def test_a_fresh_daemon_knows_nothing_yet() -> None:
@@ -47,7 +48,7 @@ def test_everything_in_memory_is_shown() -> None:
     memory.gpus, memory.gpu_source = (gpu(),), "nvml"
     memory.undelivered, memory.heartbeat_floor_s = 3, 40
     memory.coordinator_error, memory.heartbeats_offered = "503", False
-    node.tokens.registered("t1")
+    node.tokens.registered("t1", place_of(node.source.current.config))
     for job_id, state in (("a", "RUNNING"), ("b", "PULLING")):
         memory.hold(
             Running(

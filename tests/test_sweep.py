@@ -13,11 +13,11 @@ from coordinator_server import CoordinatorServer, echo_manifest
 from scripted_server import Connection, Seen, serving
 from tick_site import Site, capacity, quiet_log, registered
 
-from aitbc_aps_miner import sweep
 from aitbc_aps_miner.coordinator import JobView
 from aitbc_aps_miner.models import JobState, Origin
 from aitbc_aps_miner.reconcile import Action, View
 from aitbc_aps_miner.reference_coordinator.matching import Appetite
+from aitbc_aps_miner.settling import Settling
 from aitbc_aps_miner.tasks import capacity_of
 from aitbc_aps_miner.views import view_of
 from aitbc_aps_miner.workspace import read_control
@@ -73,11 +73,11 @@ def acked(server: CoordinatorServer, **more: Any) -> Mapping[str, Any]:
     return raw
 
 
-def settling(site: Site) -> sweep._Settling:
+def settling(site: Site) -> Settling:
     """Give what settles single jobs."""
     world = World(site.line, site.access["config"], site.token)
     free = capacity_of(capacity())
-    return sweep._Settling(world, free, frozenset(), root=str(site.root), evidence={})
+    return Settling(world, free, frozenset(), root=str(site.root), evidence={})
 
 
 def quiet(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,7 +216,7 @@ def test_a_job_that_ended_during_the_sweep_is_not_adopted(
         workspace.mark_spawn()
         look = settling(site)
         look.settle_root(site.workspaces, held=[])
-        adopted = sweep._Settling(
+        adopted = Settling(
             look._world, None, frozenset(["j"]), root=str(site.root), evidence={}
         )
         adopted.settle_root(site.workspaces, held=[])

@@ -298,10 +298,9 @@ class Callbacks:
         if reason is None:
             self._open("workspace")
             return
-        root = self._parts.config.workspace.root
         self._close(
             "workspace",
-            f"nothing can be stored under {root}: {reason}",
+            f"nothing can be stored under the workspace root: {reason}",
             "make it writable, or name another workspace.root",
         )
 
