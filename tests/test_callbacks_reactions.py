@@ -15,8 +15,6 @@ from aitbc_aps_miner.executor import TaskEnd, TaskFailedError, TaskOutcome
 from aitbc_aps_miner.node import TickEnd
 from aitbc_aps_miner.tokens import place_of
 
-ROOT = "/var/lib/aitbc/miner/jobs"
-
 
 class Desk(Bench):
     """A bench with all reactions on it; what ran before it is counted already."""
