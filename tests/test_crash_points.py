@@ -279,7 +279,7 @@ class Result:
 
     tried: int = 0
     missed: list[str] = field(default_factory=list)
-    """Steps that did not come this time: an answer can come before all is sent."""
+    """Steps that did not come this time."""
     wrong: list[str] = field(default_factory=list)
 
     def check(self, said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -287,7 +287,9 @@ class Result:
         with capsys.disabled():
             print(f" {said} at {self.tried} steps", end=" ")  # noqa: T201  for who watches
         assert self.wrong == []
-        assert len(self.missed) <= max(2, self.tried // 20), self.missed
+        # A refusal may come before all is sent: how often we send is the server's affair.
+        missed = [step for step in self.missed if "'sent " not in step]
+        assert len(missed) <= max(2, self.tried // 20), missed
 
 
 def try_all(
