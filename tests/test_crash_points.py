@@ -287,7 +287,7 @@ class Result:
         with capsys.disabled():
             print(f" {said} at {self.tried} steps", end=" ")  # noqa: T201  for who watches
         assert self.wrong == []
-        # A refusal may come before all is sent: how often we send is the server's affair.
+        # A refusal may come before all is sent, sooner or later.
         missed = [step for step in self.missed if "'sent " not in step]
         assert len(missed) <= max(2, self.tried // 20), missed
 
