@@ -5,6 +5,7 @@ that it ended. Every child leaves its findings in a file.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import sys
@@ -188,8 +189,10 @@ def _let_go(path: Path) -> None:
     """Close our descriptors of a file, as the end of the job's process does."""
     for link in list(Path("/proc/self/fd").iterdir()):
         with contextlib.suppress(OSError):
-            if link.readlink() == path:
-                os.close(int(link.name))
+            fd = int(link.name)
+            is_pin = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH  # crash_power's
+            if link.readlink() == path and not is_pin:
+                os.close(fd)
 
 
 def _when_it_runs(case: Case, site: Site, steps: Steps) -> None:
