@@ -17,6 +17,7 @@ from miner_process import (
     PATIENCE_S,
     Miner,
     cli_manifest,
+    is_alive,
     merge,
     task_manifest,
     zoo_manifest,
@@ -154,9 +155,12 @@ def test_a_running_job_gets_a_new_memory_limit(
     """What the kernel can't take back at once it gives no second time."""
     go = tmp_path / "go"
     coordinator.submit(task_manifest("grows", "grow", until=str(go), megabytes=150))
-    miner.wait_payload("grows")
+    payload = miner.wait_payload("grows")
 
-    in_force(miner, "resources.mem_soft_mb", resources={"mem_soft_mb": 64})
+    edit = {"mem_soft_mb": 64, "cpu_nice": 17}
+    in_force(miner, "resources.mem_soft_mb", resources=edit)
+    # Where the kernel ends it for this, it is gone; else the rest is in force now.
+    miner.wait_until(lambda: not is_alive(payload.pid) or payload.nice() == 17)
     go.touch()  # now it frees all, rests a while, and takes it again
 
     outcome = coordinator.wait("grows", JOB_S)["outcome"]
