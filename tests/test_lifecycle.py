@@ -282,6 +282,14 @@ def test_what_goes_wrong_becomes_the_outcome(world: World, code: ErrorCode) -> N
     assert world.told[-5:-1] == ["record", "UPLOADING", "fail", "delivered"]
 
 
+def test_work_without_a_receipt_is_still_delivered() -> None:
+    """What can't be signed is a defect of ours: it is named and costs no result."""
+    world = World(sign_error=JobError(ErrorCode.E_INTERNAL, "no canonical form"))
+    assert go(world).state is JobState.DONE
+    (outcome,) = world.recorded
+    assert (outcome.receipt, outcome.detail) == (None, {"unsigned": "id-1"})
+
+
 def test_an_outcome_that_no_disk_keeps_is_a_failure_told_at_once() -> None:
     """Whatever the payload achieved: nothing durable can stand for it."""
     world = World(full_at="record")
