@@ -193,8 +193,8 @@ class Daemon:
     def _drain(self) -> None:
         node, config = self._parts.node, self._source.current.config
         self._callbacks.request_heartbeat()
-        if self._wait_until_idle(config.daemon.drain_s):
-            return
+        if self._wait_until_idle(config.daemon.drain_s) or len(self._asked) > 1:
+            return  # at a second signal what runs is the next daemon's to settle
         for job in node.jobs():
             self._callbacks.jobs.control(job.job_id, {"drain": True})
         self._wait_until_idle(config.resources.grace_s + STOP_SLACK_S)
