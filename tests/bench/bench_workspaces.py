@@ -98,6 +98,7 @@ def _sweep(site: Site, node: LikeTheDaemon) -> float:
         "orphans": [],
         "capacity": capacity,
         "takes_work": True,
+        "evidence": {},
     }
     return timed(
         lambda: node.call("aitbc_aps_miner.sweep:sweep", **site.tick_kwargs(), **kwargs)
