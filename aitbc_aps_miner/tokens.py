@@ -38,7 +38,7 @@ class TokenBroker:
         self._lock = threading.Lock()
         self._token: str | None = None
         self._token_place = ""
-        self._waiting: list[Future[Mapping[str, Any]]] = []
+        self._waiting: list[tuple[str, Future[Mapping[str, Any]]]] = []
         self._refusal: tuple[float, Mapping[str, Any]] | None = None
         self.extensions: list[str] | None = None
 
@@ -76,7 +76,7 @@ class TokenBroker:
                     return refusal
             self._token = None
             future: Future[Mapping[str, Any]] = Future()
-            self._waiting.append(future)
+            self._waiting.append((place, future))
             first = len(self._waiting) == 1
         if first:
             self._start()
@@ -88,7 +88,10 @@ class TokenBroker:
             self._token, self._token_place = token, place
             self._refusal = None
             waiting, self._waiting = self._waiting, []
-        _resolve(waiting, {"token": token})
+        for asked_for, future in waiting:
+            # Who asked before an edit wants another place's: not this one.
+            mine = asked_for == place
+            future.set_result({"token": token} if mine else {"alone": True})
 
     def failed(
         self, message: str, *, unauthorized: bool, retry_after_s: float | None = None
@@ -101,20 +104,14 @@ class TokenBroker:
         with self._lock:
             self._refusal = (self._clock.monotonic() + pause_s, refusal)
             waiting, self._waiting = self._waiting, []
-        _resolve(waiting, refusal)
+        for _, future in waiting:
+            future.set_result(refusal)
 
 
 def place_of(config: Config) -> str:
     """Name the coordinator, and the node id at it, that a token is good for."""
     section = config.coordinator
     return f"{section.api} {section.base_url} {config.node_id}"
-
-
-def _resolve(
-    waiting: list[Future[Mapping[str, Any]]], answer: Mapping[str, Any]
-) -> None:
-    for future in waiting:
-        future.set_result(answer)
 
 
 class Line(Protocol):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from daemon_fakes import FakeClock
@@ -150,6 +150,17 @@ def test_a_child_at_another_coordinator_registers_there_by_itself() -> None:
     """The daemon has no token of that one, and shows nobody another's."""
     tokens = ChannelTokens(Line({"alone": True}), None, register, place="elsewhere")
     assert (tokens.renew(None), tokens.current()) == ("own", "own")
+
+
+def test_who_asked_before_an_edit_does_not_get_the_new_places_token() -> None:
+    """The question was for the old coordinator, and so would the token go there."""
+    place = "x"
+    broker = TokenBroker(lambda: None, FakeClock(), place=lambda: place)
+    before = cast("Any", broker.answer(None, "x"))
+    place = "y"
+    after = cast("Any", broker.answer(None, "y"))
+    broker.registered("ty", "y")
+    assert (before.result(0), after.result(0)) == ({"alone": True}, {"token": "ty"})
 
 
 def test_a_token_is_shown_to_its_own_place_only() -> None:
