@@ -78,8 +78,14 @@ def run(
     ):
         runners = build(world.config, containment=containment)
         runner = runners.get(pulled.manifest.runner, _NotOffered())
-        process = _Process(world, pulled, coordinator, runner, str(job["root"]))
-        process.cgroup = str(group.path.parent) if group else None
+        process = _Process(
+            world,
+            pulled,
+            coordinator,
+            runner,
+            root=str(job["root"]),
+            cgroup=str(group.path.parent) if group else None,
+        )
         return asdict(process.run(resume=resume))
 
 
@@ -92,13 +98,15 @@ class _Process:
         job: Job,
         coordinator: NodeApi,
         runner: Runner,
+        *,
         root: str,
+        cgroup: str | None,
     ) -> None:
         self._world = world
         self._job = job
         self._coordinator = coordinator
         self._runner = runner
-        self.cgroup: str | None = None
+        self._cgroup = cgroup
         self._workspaces = world.workspaces(root)
         self._workspace: Workspace | None = None
         path = self._workspaces.root / job.manifest.job_id
@@ -148,7 +156,7 @@ class _Process:
             secrets=self._job.manifest.secrets.values(),
         )
         workspace.note(
-            cgroup=self.cgroup,
+            cgroup=self._cgroup,
             deadline_boottime=self._watch.deadline_boottime,
         )
         return workspace
@@ -248,15 +256,13 @@ def limits_of(config: Config) -> PayloadLimits:
 
 
 def _pulled(job: Mapping[str, Any]) -> Job:
-    reservation = dict(job["reservation"])
-    reservation["gpu_uuids"] = tuple(reservation["gpu_uuids"])
     return Job(
         # Checked against the owner's limit at admission; an edit since then doesn't
         # take back what was accepted.
         manifest=parse(job["raw"], max_timeout_s=math.inf),
         raw=job["raw"],
         origin=Origin(**job["origin"]),
-        reservation=Reservation(**reservation),
+        reservation=Reservation.of(job["reservation"]),
     )
 
 

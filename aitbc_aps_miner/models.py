@@ -118,6 +118,11 @@ class Reservation:
     gpu_uuids: tuple[str, ...] = ()
     vram_mb: int = 0
 
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> "Reservation":
+        """Give the reservation whose fields JSON has carried between processes."""
+        return cls(**{**fields, "gpu_uuids": tuple(fields.get("gpu_uuids", ()))})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:

@@ -286,8 +286,5 @@ def gpus_of(gpus: list[Mapping[str, Any]]) -> tuple[Gpu, ...]:
 
 def capacity_of(fields: Mapping[str, Any]) -> Capacity:
     """Give the slots that the daemon told of."""
-    held = {
-        job_id: Reservation(**{**kept, "gpu_uuids": tuple(kept["gpu_uuids"])})
-        for job_id, kept in fields["held"].items()
-    }
+    held = {job_id: Reservation.of(kept) for job_id, kept in fields["held"].items()}
     return Capacity(**{**fields, "gpus": gpus_of(fields["gpus"]), "held": held})

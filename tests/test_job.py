@@ -214,7 +214,12 @@ def test_a_job_whose_daemon_is_gone_delivers_alone(
     process_job = job_module._pulled(job)
     with world.coordinator() as coordinator:
         process = job_module._Process(
-            world, process_job, coordinator, job_module._NotOffered(), str(site.root)
+            world,
+            process_job,
+            coordinator,
+            job_module._NotOffered(),
+            root=str(site.root),
+            cgroup=None,
         )
         process._workspace = site.recorded(raw)
         server.set_fault("result", "status", status=503, count=4)

@@ -167,12 +167,10 @@ class Jobs:
             self._parts.scheduler.run_in("sweep", pause_s)
 
     def _running(self, job: Mapping[str, Any], *, adopted: bool = False) -> Running:
-        fields = dict(job["reservation"])
-        fields["gpu_uuids"] = tuple(fields.get("gpu_uuids", ()))
         return Running(
             job_id=str(job["job_id"]),
             attempt=int(job["attempt"]),
-            reservation=Reservation(**fields),
+            reservation=Reservation.of(job["reservation"]),
             since_monotonic=self._parts.clock.monotonic(),
             runner=str(job.get("runner", "")),
             state=str(job.get("state", JobState.PULLING)),

@@ -108,8 +108,6 @@ class OutputPump:
         if keep_stdout:
             self._kept = CappedFile(logs / STDOUT_FILE, STDOUT_MAX_BYTES, os.O_TRUNC)
         self.stdout_bytes = 0
-        self.output_bytes = 0
-        """What both streams carried, kept or not."""
 
     def __enter__(self) -> Self:
         return self
@@ -139,7 +137,6 @@ class OutputPump:
             size = os.readv(fd, [self._buffer])
         except BlockingIOError:
             return -1
-        self.output_bytes += size
         if fd == self._stdout:
             self.stdout_bytes += size
         self._write(fd, self._maskers[fd].feed(self._buffer[:size]))
