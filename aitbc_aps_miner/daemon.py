@@ -11,8 +11,8 @@ import os
 import random
 import signal
 import sys
-import threading
 from collections.abc import Mapping
+from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any
 
@@ -72,7 +72,9 @@ class Daemon:
         self._clock = SystemClock()
         self._began = self._clock.monotonic()
         self._asked: list[str] = []
-        self._wake = threading.Event()
+        # Not an Event: its lock is not reentrant, and a signal handler that sets it
+        # while the main thread is inside it would wait for itself for ever.
+        self._wake: SimpleQueue[None] = SimpleQueue()
         node = Node(
             clock=self._clock,
             cpu_slots=config.resources.max_concurrent_cpu,
@@ -103,7 +105,7 @@ class Daemon:
             clock=self._clock,
             rng=rng,
         )
-        self._callbacks = Callbacks(self._parts, on_slot_freed=self._wake.set)
+        self._callbacks = Callbacks(self._parts, on_slot_freed=self._nudge)
         self._briefing = Briefing(self._parts, self._callbacks, roots.all)
         self._status = StatusServer(self._view, self._metrics)
         self._reload = Reload(
@@ -131,8 +133,7 @@ class Daemon:
         self._start_ticks(config)
         self._reload.start()
         while not self._asked:
-            self._wake.wait()
-            self._wake.clear()
+            self._wake.get()
         self._end()
 
     def _start_ticks(self, config: Config) -> None:
@@ -151,13 +152,16 @@ class Daemon:
     def _take_signals(self) -> None:
         def on_signal(number: int, _: FrameType | None) -> None:
             self._asked.append(signal.Signals(number).name)
-            self._wake.set()
+            self._nudge()
 
         signal.signal(signal.SIGTERM, on_signal)
         signal.signal(signal.SIGINT, on_signal)
         if os.getpid() == 1:
             # A container without an init: whatever lost its parent ends up here.
             signal.signal(signal.SIGCHLD, _reap)
+
+    def _nudge(self) -> None:
+        self._wake.put(None)
 
     def _end(self) -> None:
         drains = self._drains()
@@ -206,8 +210,8 @@ class Daemon:
             left_s = deadline - self._clock.monotonic()
             if left_s <= 0 or len(self._asked) > 1:
                 return False
-            self._wake.wait(left_s)
-            self._wake.clear()
+            with contextlib.suppress(Empty):
+                self._wake.get(timeout=left_s)
         return True
 
     # The executor is made before those who use it
